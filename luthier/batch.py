@@ -34,7 +34,7 @@ class Batch:
     sequence_S: Tensor
     """int64: the document each selected position belongs to."""
     columns: dict[str, Tensor] = field(default_factory=dict)
-    """Per-document values, first dimension N: `label_N` or `label_NC`, `index_N` (row of the token store)."""
+    """Per-document values, first dimension N: `label_NC`, and `index_N`, the document's place in its token store."""
 
     def __post_init__(self) -> None:
         assert self.tokens_T.ndim == 1 and self.tokens_T.shape == self.positions_T.shape

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 
 Match = re.Match[str]
+FEWEST_DIGITS = 7
+"""Of a number that is masked."""
 
 
 def mask(text: str) -> str:
@@ -48,8 +50,10 @@ _KEPT = "|".join(
         r"(?:0|[1-9]\d{0,15})[.,]\d+(?![./-]?\d)",  # 3.14159265
     )
 )
+_BRACKETS = r"(?:\(\d{1,5}\)[ \t/-]?)?"
+_BETWEEN = r"(?:\.|[ \t\u00a0]?[/–‑-][ \t]?|[ \t\u00a0]{1,2})?"
 _NUMBER = re.compile(
-    rf"(?<![\w.,])(?P<kept>{_KEPT})|(?<!\w)(?P<phone>\+?\(?\d(?:[ \t./()\u00a0–‑-]{{0,2}}\d){{6,}}(?!\w))"
+    rf"(?<![\w.,])(?P<kept>{_KEPT})|(?<!\w)(?P<phone>\+?{_BRACKETS}\d(?:{_BETWEEN}{_BRACKETS}\d){{3,}}(?!\w))"
 )
 _SECRET = re.compile(
     r"\b(?:"
@@ -66,10 +70,12 @@ def _number(match: Match) -> str:
     if match["kept"]:
         return found
     groups = re.findall(r"\d+", found)
+    digits = "".join(groups)
+    if len(digits) < FEWEST_DIGITS:
+        return found
     # A row of small numbers is no telephone number, unless it is dialled: 06 12 34 56 78.
     if max(map(len, groups)) < 3 and found[0] not in "+(0":
         return found
-    digits = "".join(groups)
     return "⟨card-number⟩" if 13 <= len(digits) <= 19 and _luhn(digits) else "⟨phone⟩"
 
 
@@ -94,16 +100,21 @@ def _address(match: Match) -> str:
     return "⟨IP-address⟩"
 
 
+_REST = r"(?:\S*[^\s.,;:!?)\]}'\"])?"
+"""The rest of an address, without the punctuation of the sentence around it."""
+
 _RULES: tuple[tuple[re.Pattern[str], str | Callable[[Match], str]], ...] = (
     (
-        re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----.*?(?:-----END [A-Z0-9 ]{0,60}-----|\Z)", re.S),
+        re.compile(
+            r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----.*?(?:-----END [A-Z0-9 ]{0,60}-----|\Z)", re.S
+        ),
         "⟨private-key⟩",
     ),
-    (re.compile(r"\b[A-Za-z][\w+.-]{0,20}://[^\s/@:]{0,200}:[^\s/@]{1,200}@\S+"), "⟨URL-with-password⟩"),
+    (re.compile(r"\b[A-Za-z][\w+.-]{0,20}://[^\s/@:]{0,200}:[^\s/@]{1,200}@" + _REST), "⟨URL-with-password⟩"),
     (
         re.compile(
             r"\bhttps?://[^\s?#]{1,1000}[?#](?:[^\s=&]{0,100}=[^\s=&]{0,300}&){0,20}"
-            r"(?:access_token|auth_token|token|api_?key|key|password|passwd|pwd|secret|signature|sig)=\S+",
+            r"(?:access_token|auth_token|token|api_?key|key|password|passwd|pwd|secret|signature|sig)=" + _REST,
             re.I,
         ),
         "⟨URL-with-password⟩",
@@ -112,6 +123,9 @@ _RULES: tuple[tuple[re.Pattern[str], str | Callable[[Match], str]], ...] = (
     (re.compile(r"(?<![\w.+%'-])[\w.+%'-]+@[\w-]+(?:\.[\w-]+)+"), "⟨e-mail⟩"),
     (re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _iban),
     (re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)"), _address),
-    (re.compile(r"(?<![\w:])(?=[\dA-Fa-f:]*[\dA-Fa-f])[\dA-Fa-f]{0,4}:[\dA-Fa-f:]{1,38}(?:\.\d+){0,3}(?![\w:])"), _address),
+    (
+        re.compile(r"(?<![\w:])(?=[A-Fa-f:]*\d)[\dA-Fa-f]{0,4}:[\dA-Fa-f:]{1,38}(?:\.\d+){0,3}(?![\w:])"),
+        _address,
+    ),
     (_NUMBER, _number),
 )

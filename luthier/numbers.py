@@ -36,9 +36,30 @@ def short(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text and "×" not in text else text
 
 
-def signed(value: float | None) -> str:
-    """As `number`, with a plus sign in front of gains."""
-    return f"+{number(value)}" if value is not None and value > 0 else number(value)
+def decimals(*values: float | None, half: float | None) -> int:
+    """Decimals for values that stand in one row: two digits of `half`, half the width of their interval.
+
+    Without an interval: three digits of the largest value.
+    """
+    known = [abs(value) for value in values if value is not None]
+    if half:
+        return max(1 - math.floor(math.log10(half)), 0)
+    largest = max(known, default=0.0)
+    return max(2 - math.floor(math.log10(largest)), 0) if largest else 2
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """With so many decimals and thin spaces; a value that rounds to zero has no sign."""
+    if value is None:
+        return "–"
+    text = f"{value:,.{digits}f}".replace(",", THIN)
+    return text.replace("-", "" if float(f"{value:.{digits}f}") == 0 else MINUS)
+
+
+def signed(value: float | None, digits: int | None = None) -> str:
+    """As `number`, or as `fixed` where digits are given, with a plus sign in front of gains."""
+    text = number(value) if digits is None else fixed(value, digits)
+    return f"+{text}" if value is not None and text.strip("0.") and value > 0 else text
 
 
 def duration(seconds: float | None) -> str:

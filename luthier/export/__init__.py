@@ -1,0 +1,1 @@
+"""A run's model in the form that somebody else loads."""

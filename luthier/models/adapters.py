@@ -126,8 +126,11 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int, head: tuple[str, ..
             generator=generator,
         )
         set_submodule(model, path, replacement)
-    for name in (*head, *adapter.modules_to_save):
-        train_whole(model, name)
+    rest = model.get_input_embeddings().weight.dtype  # type: ignore[operator]
+    for name in head:
+        train_whole(model, name, leave_in=None)
+    for name in adapter.modules_to_save:
+        train_whole(model, name, leave_in=rest)
 
 
 def targets(model: nn.Module, adapter: Lora, *, head: tuple[str, ...] = ()) -> list[str]:
@@ -162,8 +165,10 @@ def targets(model: nn.Module, adapter: Lora, *, head: tuple[str, ...] = ()) -> l
     return chosen
 
 
-def train_whole(model: nn.Module, name: str) -> None:
+def train_whole(model: nn.Module, name: str, *, leave_in: torch.dtype | None) -> None:
     """Trains the module `name` (a path or its last part) in full, in float32 whatever the rest computes in.
+
+    `leave_in` is the type of the frozen rest, which the module's output returns to; None where its output goes to no frozen layer.
 
     Raises:
         RecipeError: there is no such module, or its weight is tied to another that would silently change with it.
@@ -184,18 +189,13 @@ def train_whole(model: nn.Module, name: str) -> None:
                 parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         module.register_forward_pre_hook(_enter_wide)
-        module.register_forward_hook(_leave_as_came)
+        if leave_in is not None:
+            module.register_forward_hook(lambda _module, _inputs, output: output.to(leave_in))
 
 
 def _enter_wide(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     dtype = next(module.parameters()).dtype
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-
-
-def _leave_as_came(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    # The pre-hook widened the input; the type to return to is that of the frozen rest, kept on the module.
-    dtype = getattr(module, "computes_in", None)
-    return output.to(dtype) if dtype is not None and isinstance(output, Tensor) else output
 
 
 def _tied(model: nn.Module, module: nn.Module) -> bool:

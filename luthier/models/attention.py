@@ -121,7 +121,7 @@ def _document(
     """One document attending to itself: [1, h, n, d]."""
     n = q.shape[2]
     mask = None
-    if window is not None and n > (window if causal else window // 2 + 1):
+    if window is not None and n > window:
         mask = _band(n, window, causal, q.device)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scaling, dropout_p=dropout, enable_gqa=True
@@ -129,12 +129,11 @@ def _document(
 
 
 def _band(n: int, window: int, causal: bool, device: torch.device) -> Tensor:
-    """Who sees whom under a sliding window, [n, n]: transformers' rule, which counts the token itself when causal and
-    takes half the window on either side when not."""
+    """Who sees whom under a sliding window, [n, n]. The window counts the token itself (transformers' convention, which for
+    models that read both ways passes half the window plus one)."""
     distance = torch.arange(n, device=device)[:, None] - torch.arange(n, device=device)[None, :]
-    if causal:
-        return (distance >= 0) & (distance < window)
-    return distance.abs() <= window // 2
+    near = distance.abs() < window
+    return near & (distance >= 0) if causal else near
 
 
 def _store(module: nn.Module, layout: Layout, key: Tensor, value: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What to do: the recipe, frozen and free of torch. Its JSON schema is the form, the reference page and the validator.
 
-`Recipe` is the whole of it; `load` reads YAML. Values left out (`null`) are derived by `workflow.plan` from the model and the
-data; the resolved recipe that a run folder holds has none of them left.
+`Recipe` is the whole of it; `load` reads YAML. Values left out (`null`) are derived by `workflow.plan` from the model
+and the data; the resolved recipe that a run folder holds has none of them left.
 """
 
 from typing import Literal

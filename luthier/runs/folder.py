@@ -1,10 +1,11 @@
 """Every path of a run, named once, and the ways its files are written: beside, then renamed.
 
+    RUN/asked.yaml         the recipe as it was given        RUN/data/             tokens and rows of each side
     RUN/recipe.yaml        the resolved recipe               RUN/model/            adapter or weights, tokenizer, card
     RUN/manifest.json      hashes, versions, seeds, parents  RUN/checkpoints/      what resume needs
     RUN/events.jsonl       the journal                       RUN/evaluation.json   base against tuned
     RUN/findings.json      what was seen in the data         RUN/predictions.jsonl one line an item and arm
-    RUN/data/              tokens and rows of each side      RUN/report.html       all of it on one page
+    RUN/derived.json       what was derived, and why         RUN/report.html       all of it on one page
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.root / "recipe.yaml"
+
+    @property
+    def asked(self) -> Path:
+        """The recipe as it was given, before anything was derived."""
+        return self.root / "asked.yaml"
 
     @property
     def manifest(self) -> Path:
@@ -101,9 +107,9 @@ class RunFolder:
         run = cls(root)
         if not root.exists():
             raise InputError("there is no such run", where=str(root), do="luthier runs lists the runs of this folder")
-        if not run.events.exists() or not run.recipe.exists():
+        if not run.events.exists() or not run.asked.exists():
             raise InputError(
-                "this folder holds no run", where=str(root), got="no recipe.yaml and events.jsonl", do="luthier runs"
+                "this folder holds no run", where=str(root), got="no asked.yaml and events.jsonl", do="luthier runs"
             )
         return run
 

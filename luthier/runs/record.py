@@ -1,4 +1,4 @@
-"""A run folder, read: everything that it says, as plain values. Reports, cards and pages are written from this alone."""
+"""A run folder, read: everything that it says, as plain values. Reports and cards are written from this alone."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class RunRecord:
 
     run: RunFolder
     recipe: JSON
+    """Resolved; as it was given where the run ended before anything was derived."""
     derived: list[JSON]
     manifest: JSON
     findings: list[JSON]
@@ -49,7 +50,7 @@ def read_record(run: RunFolder) -> RunRecord:
     run = RunFolder.open(run.root)
     return RunRecord(
         run=run,
-        recipe=_recipe(run.recipe),
+        recipe=_recipe(run.recipe if run.recipe.exists() else run.asked),
         derived=read_json(run.derived) if run.derived.exists() else [],
         manifest=read_json(run.manifest) if run.manifest.exists() else {},
         findings=read_json(run.findings) if run.findings.exists() else [],
@@ -80,5 +81,7 @@ def _rows(path: Path) -> list[JSON]:
             try:
                 rows.append(json.loads(text))
             except ValueError:
-                raise InputError("this line is damaged", where=f"{path}:{line}", got=f"{len(text)} characters") from None
+                raise InputError(
+                    "this line is damaged", where=f"{path}:{line}", got=f"{len(text)} characters"
+                ) from None
     return rows

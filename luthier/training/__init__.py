@@ -1,0 +1,1 @@
+"""The engine: the loop, the optimizer and its rate, checkpoints."""

@@ -1,0 +1,108 @@
+"""What the command line says, as lines of plain text: no colour, no layout, nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from luthier.masking import mask
+from luthier.numbers import memory, number, short, signed
+
+JSON = dict[str, Any]
+SEVERITIES = {"block": "must be mended", "warn": "warning", "info": "note"}
+"""Severity -> how a finding begins, gravest first."""
+PLACES = 3
+"""Places of a finding that are named; the rest is counted."""
+LONGEST_VALUE = 60
+
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters except newline and tab, what turns the direction of writing, and lone surrogates."""
+
+
+def plain(text: str) -> str:
+    """A text that may hold anything, safe to show on a terminal."""
+    return _OBEYED.sub("\ufffd", text)
+
+
+def value(item: Any) -> str:
+    """A setting as people write it."""
+    if item is None or isinstance(item, bool):
+        return {None: "none", True: "yes", False: "no"}[item]
+    if isinstance(item, float):
+        return short(item) if item >= 1e-3 or item == 0 else f"{item:g}"
+    text = ", ".join(map(str, item)) if isinstance(item, (list, tuple)) else str(item)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+def derived(event: JSON) -> str:
+    """`training.rate = 0.0002   (LoRA's usual rate)`."""
+    return plain(f"{event['key']} = {value(event['value'])}   ({event['why']})")
+
+
+def findings(found: Iterable[JSON]) -> list[str]:
+    """Findings by severity, the gravest first, each with where it was seen and what to do."""
+    order = list(SEVERITIES)
+    lines: list[str] = []
+    for one in sorted(found, key=lambda one: order.index(one["severity"])):
+        lines.append(f"{SEVERITIES[one['severity']]}: {mask(one['message'])} [{one['rule']}]")
+        if one["examples"]:
+            more = max(one["count"], len(one["examples"])) - PLACES
+            lines.append(
+                f"  at: {', '.join(one['examples'][:PLACES])}" + (f" and {number(more)} more" if more > 0 else "")
+            )
+        if one["remedy"]:
+            lines.append(f"  do: {one['remedy']}")
+    return [plain(line) for line in lines]
+
+
+def side(event: JSON) -> str:
+    """`train: 880 rows, 123 456 tokens of which 45 678 are learnt, the longest 512`."""
+    learnt = f" of which {number(event['supervised_tokens'])} are learnt" if event["side"] == "train" else ""
+    if event["supervised_tokens"] in (0, event["tokens"]):
+        learnt = ""
+    return (
+        f"{event['side']}: {counted(event['rows'], 'row')}, {counted(event['tokens'], 'token')}{learnt}, "
+        f"the longest {number(event['longest'])}"
+    )
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
+
+
+def needs(estimate: JSON, steps: int) -> str:
+    """What training will take, in a line."""
+    return (
+        f"training: {counted(steps, 'step')}, {counted(estimate['tokens'], 'token')}; "
+        f"{number(estimate['trained_weights'])} of {number(estimate['weights'])} weights are trained; "
+        f"about {memory(estimate['memory_bytes'])} of memory, and this machine has "
+        f"{memory(estimate['machine_memory_bytes'])}"
+    )
+
+
+def interval(metric: JSON, confidence: float) -> str:
+    """`+0.11 to +0.15 (95 %)`, of the difference or, for one arm alone, of its value."""
+    if metric["low"] is None or metric["high"] is None:
+        return "too few to tell"
+    write = number if metric["difference"] is None else signed
+    return f"{write(metric['low'])} to {write(metric['high'])} ({short(confidence * 100)} %)"
+
+
+def marked(tokens: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Neighbouring tokens of equal weight as one stretch of text."""
+    stretches: list[tuple[str, float]] = []
+    for text, weight in tokens:
+        if stretches and stretches[-1][1] == weight:
+            stretches[-1] = (stretches[-1][0] + text, weight)
+        else:
+            stretches.append((text, weight))
+    return [(plain(text), weight) for text, weight in stretches]
+
+
+def bracketed(tokens: Sequence[tuple[str, float]]) -> str:
+    """The text with ⟦what is learnt⟧ in brackets; a weight other than 1 stands behind them."""
+    return "".join(
+        text if weight == 0 else f"⟦{text}⟧" + (f"×{weight:g}" if weight != 1 else "")
+        for text, weight in marked(tokens)
+    )

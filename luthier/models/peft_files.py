@@ -1,0 +1,127 @@
+"""Adapters as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
+
+Only settings that differ from PEFT's defaults are written, lists sorted, so that equal adapters give equal files and older
+versions of PEFT can read them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from luthier.errors import ModelError
+from luthier.models import adapters
+from luthier.recipe import Lora
+from luthier.runs.folder import read_json, write_bytes, write_text
+
+_PREFIX = "base_model.model."
+_UNDERSTOOD = {
+    "peft_type", "task_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path", "inference_mode",
+    "use_rslora", "fan_in_fan_out", "modules_to_save", "layers_to_transform", "lora_dropout", "bias", "auto_mapping",
+    "revision", "peft_version", "init_lora_weights", "exclude_modules", "layers_pattern",
+}  # fmt: skip
+
+
+def save_adapter(folder: Path, model: nn.Module, adapter: Lora, *, base: str, head: tuple[str, ...] = ()) -> None:
+    """Writes the adapter of `model` into `folder`.
+
+    Args:
+        base: what `base_model_name_or_path` says.
+        head: names of a sequence head's modules, saved whole.
+    """
+    tensors: dict[str, Tensor] = {}
+    layers = list(adapters.lora_layers(model))
+    for path, layer in layers:
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = layer.lora_A.detach().contiguous()
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = layer.lora_B.detach().contiguous()
+    whole = sorted({*head, *adapter.modules_to_save})
+    for name, parameter in adapters.trained(model).items():
+        if ".lora_A" not in name and ".lora_B" not in name:
+            tensors[_PREFIX + name] = parameter.detach().contiguous()
+    config: dict[str, Any] = {
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "lora_alpha": int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
+        "peft_type": "LORA",
+        "r": adapter.rank,
+        "target_modules": sorted({path.rsplit(".", 1)[-1] for path, _ in layers})
+        if adapter.targets == "all-linear" and adapter.layers is None
+        else sorted(path for path, _ in layers),
+        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
+    }
+    if any(layer.transposed for _, layer in layers):
+        config["fan_in_fan_out"] = True
+    if adapter.rslora:
+        config["use_rslora"] = True
+    if adapter.dropout:
+        config["lora_dropout"] = adapter.dropout
+    if whole:
+        config["modules_to_save"] = whole
+    write_bytes(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """PEFT's settings, refused where they ask for more than plain LoRA."""
+    config: dict[str, Any] = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise ModelError("only LoRA adapters can be loaded", where=str(folder), got=str(config.get("peft_type")))
+    # PEFT writes every default; a key that we do not know matters only where it says something.
+    unknown = {k: v for k, v in config.items() if k not in _UNDERSTOOD and v not in (None, False, {}, [], "none", 1, "")}
+    unknown = {k: v for k, v in unknown.items() if not (isinstance(v, dict) and not any(v.values()))}
+    if config.get("bias", "none") != "none":
+        unknown["bias"] = config["bias"]
+    if unknown:
+        raise ModelError("this adapter uses what Luthier does not implement", where=str(folder), got=", ".join(sorted(unknown)))
+    return config
+
+
+def load_adapter(folder: Path, model: nn.Module) -> Lora:
+    """Attaches the adapter in `folder` to a freshly loaded `model`; returns its settings.
+
+    Raises:
+        ModelError: the adapter needs what is not implemented, or does not fit the model.
+    """
+    config = read_config(folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    paths = sorted({k[len(_PREFIX) :].removesuffix(".lora_A.weight") for k in tensors if k.endswith(".lora_A.weight")})
+    missing = [p for p in paths if p not in dict(model.named_modules())]
+    if missing:
+        raise ModelError(
+            "this adapter belongs to another model", where=str(folder), got=f"{len(missing)} layers are not in it, such as {missing[0]}"
+        )
+    adapter = Lora(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        targets=paths,
+        rslora=bool(config.get("use_rslora")),
+        dropout=config.get("lora_dropout", 0.0),
+        modules_to_save=sorted(config.get("modules_to_save") or []),
+    )
+    adapters.attach(model, adapter, seed=0)
+    targets = dict(adapters.lora_layers(model))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for key, value in tensors.items():
+            name = key[len(_PREFIX) :]
+            for part in ("lora_A", "lora_B"):
+                if name.endswith(f".{part}.weight"):
+                    parameter = getattr(targets[name.removesuffix(f".{part}.weight")], part)
+                    break
+            else:
+                if name not in parameters:
+                    raise ModelError("this adapter belongs to another model", where=str(folder), got=name)
+                parameter = parameters[name]
+            if parameter.shape != value.shape:
+                raise ModelError(
+                    "this adapter belongs to another model",
+                    where=str(folder),
+                    got=f"{name}: {tuple(value.shape)} for {tuple(parameter.shape)}",
+                )
+            parameter.copy_(value)
+    return adapter

@@ -1,0 +1,168 @@
+"""Checkpoints: everything that the next step depends on, written beside and renamed, so that one exists whole or not at all.
+
+    checkpoints/step-000120/  weights.safetensors    trained weights by name
+                              moments.safetensors    AdamW's two moments by name
+                              state.json             step, best validation, SHA-256 of both files
+
+Nothing else is state: the data of a step, its rate and its dropout are functions of the step's number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from luthier.errors import InputError
+from luthier.runs.folder import storage, sync_directory
+
+_NAME = re.compile(r"step-(\d{6,})$")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Finished optimizer steps."""
+    best_step: int | None = None
+    """The step of the best validation so far."""
+    best_loss: float | None = None
+    unimproved: int = 0
+    """Validations since the best."""
+    done: bool = False
+    """Training has ended, by its last step or early."""
+
+
+def save_checkpoint(
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress
+) -> Path:
+    """Writes `folder`/step-N and returns it.
+
+    Raises:
+        StorageError: the disk is full or read-only; earlier checkpoints stand.
+    """
+    final = folder / f"step-{progress.step:06d}"
+    beside = folder / f".{final.name}.partial"
+    weights = {name: p.detach().contiguous() for name, p in parameters.items()}
+    moments: dict[str, Tensor] = {}
+    for name, p in parameters.items():
+        for key, value in optimizer.state.get(p, {}).items():
+            moments[f"{name}|{key}"] = value.detach().reshape(value.shape).contiguous()
+    with storage(final):
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            files = {
+                name: _write(beside / name, save(tensors))
+                for name, tensors in (("weights.safetensors", weights), ("moments.safetensors", moments))
+            }
+            state = {**asdict(progress), "files": files}
+            _write(beside / "state.json", json.dumps(state, indent=2).encode())
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(beside, final)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        sync_directory(folder)
+    return final
+
+
+def load_checkpoint(
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None
+) -> Progress:
+    """Puts one checkpoint's weights (and moments) into existing tensors.
+
+    Raises:
+        InputError: a file is damaged, or belongs to other weights.
+    """
+    progress = inspect(folder)
+    weights = load_file(folder / "weights.safetensors")
+    if set(weights) != set(parameters):
+        raise InputError(
+            "this checkpoint belongs to other weights",
+            where=str(folder),
+            got=f"{len(set(weights) ^ set(parameters))} names differ",
+            do="the run folder's recipe was changed; start a new run",
+        )
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(weights[name])
+    if optimizer is not None:
+        moments = load_file(folder / "moments.safetensors")
+        for key, value in moments.items():
+            name, _, slot = key.rpartition("|")
+            optimizer.state[parameters[name]][slot] = value
+    return progress
+
+
+def inspect(folder: Path) -> Progress:
+    """Reads a checkpoint's state and checks both files against their hashes.
+
+    Raises:
+        InputError: something is missing or damaged.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = state.pop("files")
+        damaged = [name for name, digest in files.items() if _sha256(folder / name) != digest]
+        progress = Progress(**state)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError("this checkpoint is damaged", where=str(folder), got=type(error).__name__) from None
+    if damaged:
+        raise InputError("this checkpoint is damaged", where=str(folder), got=f"changed: {', '.join(damaged)}")
+    return progress
+
+
+def usable(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint that is whole, and the newer ones that are damaged."""
+    damaged = []
+    for path in reversed(listed(folder)):
+        try:
+            inspect(path)
+        except InputError:
+            damaged.append(path)
+        else:
+            return path, damaged
+    return None, damaged
+
+
+def listed(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    if not folder.exists():
+        return []
+    return sorted((p for p in folder.iterdir() if _NAME.match(p.name)), key=lambda p: int(p.name[5:]))
+
+
+def prune(folder: Path, *, keep: set[int], newest: int = 2) -> None:
+    """Removes all but the `newest` checkpoints and those of the steps in `keep`, and what a kill left half-written."""
+    if not folder.exists():
+        return
+    for path in listed(folder)[:-newest]:
+        if int(path.name[5:]) not in keep:
+            shutil.rmtree(path)
+    for path in folder.glob(".*.partial"):
+        shutil.rmtree(path)
+
+
+def _write(path: Path, data: bytes) -> str:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,115 @@
+"""The loop: a generator of `StepReport`s. Console, journal, validation and early stopping are its consumers.
+
+It knows no algorithm (an objective is a pure function), no files and no progress bars. What a step does depends on the recipe,
+the step's number and the weights alone, so that a run may be stopped after any step and go on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+
+from luthier.batch import Batch, Source
+from luthier.errors import NotFinite
+from luthier.models.adapters import trained
+from luthier.models.policy import Policy
+from luthier.objectives import Objective
+from luthier.recipe import Training
+from luthier.training.optim import clip, global_norm, rate_at
+from luthier.types import StepReport
+
+
+def train(
+    policy: Policy,
+    source: Source,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    training: Training,
+    *,
+    start: int = 0,
+) -> Iterator[StepReport]:
+    """Takes the optimizer steps `start` to the source's last, yielding a report after each.
+
+    Raises:
+        NotFinite: a loss or gradient is not a number; the weights are those of the last finished step.
+    """
+    assert training.rate is not None, "the plan derives the rate"
+    parameters = list(trained(policy.model).values())
+    for step in range(start, len(source)):
+        began = time.perf_counter()
+        microbatches = source.step(step)
+        # One count for the whole step: how it is cut into microbatches never changes the gradient.
+        units = math.fsum(objective.units(batch) for batch in microbatches)
+        optimizer.zero_grad(set_to_none=True)
+        policy.model.train()
+        loss = 0.0
+        for part, batch in enumerate(microbatches):
+            torch.manual_seed(_seed(training.seed, step, part))
+            loss += _backward(policy, objective, batch, units)
+        norm = global_norm(parameters)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise _not_finite(step, loss, norm)
+        clip(parameters, norm, training.clip)
+        rate = rate_at(
+            step, len(source), peak=training.rate, warmup=training.warmup, schedule=training.schedule
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if units:
+            optimizer.step()
+        yield StepReport(
+            step=step + 1,
+            loss=loss,
+            grad_norm=norm,
+            rate=rate,
+            units=units,
+            tokens=sum(batch.tokens for batch in microbatches),
+            seconds=time.perf_counter() - began,
+            memory_bytes=peak_memory(),
+        )
+
+
+def _backward(policy: Policy, objective: Objective, batch: Batch, units: float) -> float:
+    """Adds this microbatch's share of the step's gradient; returns its share of the loss."""
+    if not units:
+        return 0.0
+    loss = objective.loss(policy.listen(batch), batch) / units
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
+
+
+def mean_loss(policy: Policy, batches: Iterator[Batch] | list[Batch], objective: Objective) -> float:
+    """Summed loss / units over all batches, without dropout: the same code path as training."""
+    total, units = 0.0, 0.0
+    with policy.inference():
+        for batch in batches:
+            total += float(objective.loss(policy.listen(batch), batch))
+            units += objective.units(batch)
+    return total / units if units else math.nan
+
+
+def _seed(seed: int, step: int, part: int) -> int:
+    """Dropout's seed for one microbatch, so that resume needs no state of a random generator."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{part}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _not_finite(step: int, loss: float, norm: float) -> NotFinite:
+    return NotFinite(
+        "the loss or its gradient is not a finite number; the weights were left as they were",
+        where=f"step {step + 1}",
+        got=f"loss {loss}, gradient norm {norm}",
+        do="lower training.rate, look at the rows of this step (luthier show RUN --step), then luthier resume",
+    )
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes, as the operating system counts it."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

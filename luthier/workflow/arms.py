@@ -1,0 +1,116 @@
+"""A run folder, a packaged model or a model source, opened for answering: the model with its adapter, its tokenizer, its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.data import templates
+from luthier.errors import InputError
+from luthier.models import sources
+from luthier.models.load import load_model, load_tokenizer
+from luthier.models.peft_files import load_adapter
+from luthier.models.policy import Policy, policy
+from luthier.models.sources import Origin
+from luthier.recipe import Recipe, Supervised
+from luthier.recipe.load import build as build_recipe
+from luthier.recipe.load import load, override
+from luthier.runs.folder import RunFolder
+from luthier.workflow.build import head_of
+from luthier.workflow.prepare import prepare
+from luthier.workflow.tell import Tell
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model that can be asked."""
+
+    name: str
+    recipe: Recipe
+    origin: Origin
+    tokenizer: Any
+    policy: Policy
+
+
+def is_run(target: str) -> bool:
+    """Whether `target` is a run folder."""
+    folder = RunFolder(Path(target))
+    return folder.events.exists() and folder.asked.exists()
+
+
+def recipe_for(target: str, data: list[str], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe under which `target` is evaluated on `data`: a run's own, with the data exchanged; all rows are test rows."""
+    if is_run(target):
+        tree = load(RunFolder(Path(target)).recipe).model_dump(mode="json")
+    else:
+        tree = {"model": {"source": target}, "data": {"train": data}}
+    tree["data"] = {
+        **tree["data"],
+        "train": data,
+        "validation": [],
+        "test": [],
+        "limit": None,
+        "split": {"by": "content", "validation": 0.0, "test": 0.0},
+    }
+    tree.setdefault("training", {})["on_over_long"] = "cut_prompt" if is_run(target) else None
+    return build_recipe(override(tree, overrides), where="luthier evaluate")
+
+
+def open_arm(target: str, recipe: Recipe, folder: Path | None, *, tell: Tell) -> Arm:
+    """Loads `target`. With `folder`, the recipe's data are prepared there and the recipe is resolved by them.
+
+    Raises:
+        InputError: the run has no model yet.
+    """
+    place = target
+    if is_run(target):
+        run = RunFolder(Path(target))
+        if not run.model.exists():
+            raise InputError("this run has no model yet", where=target, do=f"luthier resume {target}")
+        place = str(run.model)
+    origin = _resolve(place, recipe)
+    if folder is not None:
+        recipe = prepare(recipe, folder, tell=tell).recipe
+    tokenizer = open_tokenizer(place, origin, recipe)
+    return Arm(target, recipe, origin, tokenizer, _policy(origin, recipe))
+
+
+def _resolve(place: str, recipe: Recipe) -> Origin:
+    own = place == recipe.model.source
+    return sources.resolve(
+        place,
+        revision=recipe.model.revision if own else None,
+        sha256=recipe.model.sha256 if own else None,
+        remote_code=recipe.model.remote_code is not None and own,
+    )
+
+
+def open_tokenizer(place: str, origin: Origin, recipe: Recipe) -> Any:
+    """The tokenizer that was saved beside a tuned model, or the model's own with the recipe's template."""
+    beside = origin.adapter
+    if beside is not None and (beside / "tokenizer_config.json").exists():
+        kept = Origin(str(beside), "folder", beside, files={})
+        tokenizer = load_tokenizer(kept, model=origin)
+    else:
+        tokenizer = load_tokenizer(origin)
+    if recipe.objective is None or isinstance(recipe.objective, Supervised):
+        templates.ensure_template(tokenizer, None if tokenizer.chat_template else recipe.model.template)
+    return tokenizer
+
+
+def _policy(origin: Origin, recipe: Recipe) -> Policy:
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
+    head = head_of(recipe)
+    dtype = torch.bfloat16 if recipe.model.precision == "bf16" else torch.float32
+    model = load_model(origin, head=head, dtype=dtype, seed=recipe.training.seed).model
+    if origin.adapter is not None:
+        load_adapter(origin.adapter, model)
+    return policy(model, sequence=head is not None)
+
+
+__all__ = ["Arm", "is_run", "open_arm", "open_tokenizer", "recipe_for"]

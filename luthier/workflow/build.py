@@ -1,0 +1,68 @@
+"""A resolved recipe and a found model become a policy that is ready to train."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from luthier.errors import ModelError
+from luthier.models import adapters
+from luthier.models.load import Head, load_model
+from luthier.models.policy import Policy, policy, verify
+from luthier.models.sources import Origin
+from luthier.recipe import Classify, ClassifyMulti, Recipe, Regress
+
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+def head_of(recipe: Recipe) -> Head | None:
+    """The sequence head that the objective needs."""
+    objective = recipe.objective
+    if isinstance(objective, Classify):
+        return Head(len(objective.labels or ()), "single_label_classification", tuple(objective.labels or ()))
+    if isinstance(objective, ClassifyMulti):
+        return Head(len(objective.labels or ()), "multi_label_classification", tuple(objective.labels or ()))
+    return Head(1, "regression") if isinstance(objective, Regress) else None
+
+
+def build_base(recipe: Recipe, origin: Origin) -> tuple[Policy, tuple[str, ...]]:
+    """The model before training (a new head is drawn from the recipe's seed), compared with its own forward pass; and what
+    is to be said of it."""
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
+    if origin.adapter is not None:
+        raise ModelError(
+            "this is an adapter on a base model, and training starts from whole weights",
+            where=origin.source,
+            do="merge it first (luthier export RUN --to merged --out DIR) and start from DIR",
+        )
+    head = head_of(recipe)
+    dtype = torch.bfloat16 if recipe.model.precision == "bf16" else torch.float32
+    loaded = load_model(
+        origin, head=head, dtype=dtype, seed=recipe.training.seed, remote_code=recipe.model.remote_code is not None
+    )
+    result = policy(loaded.model, sequence=head is not None, fresh=loaded.fresh)
+    verify(result)
+    return result, loaded.notes
+
+
+def build(recipe: Recipe, origin: Origin) -> tuple[Policy, tuple[str, ...]]:
+    """The model with the weights unfrozen that the recipe trains."""
+    assert recipe.adapter is not None
+    result, notes = build_base(recipe, origin)
+    adapters.attach(result.model, recipe.adapter, seed=recipe.training.seed, head=head_modules(result))
+    return result, notes
+
+
+def head_modules(policy: Policy) -> tuple[str, ...]:
+    """Modules that are trained whole beside an adapter: the sequence head, and whatever began at random."""
+    own = policy.head.modules if policy.head is not None else ()
+    return tuple(sorted({*own, *policy.fresh}))
+
+
+def generation_config(policy: Policy, stop: tuple[int, ...], pad: int | None) -> Any:
+    """What a server needs to stop where training taught the model to."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(eos_token_id=list(stop), pad_token_id=stop[0] if pad is None else pad, do_sample=False)

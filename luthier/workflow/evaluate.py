@@ -1,0 +1,154 @@
+"""Base against tuned on rows that neither has seen: at the end of a run, or by itself on any file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.data import tokens
+from luthier.data.render import Renderer
+from luthier.data.store import ExampleStore
+from luthier.errors import InputError
+from luthier.evaluation.compare import compare
+from luthier.evaluation.run import TestSet, items, pick_rows
+from luthier.evaluation.scorers import score_items
+from luthier.models.adapters import lora_layers
+from luthier.models.policy import Policy
+from luthier.models.sources import Origin
+from luthier.recipe import Recipe
+from luthier.runs.folder import RunFolder, write_json, write_text
+from luthier.types import JSON
+from luthier.workflow.build import build_base
+from luthier.workflow.plan import TASKS
+from luthier.workflow.tell import Tell, silent
+
+Say = Callable[..., None]
+
+
+def evaluate_run(
+    run: RunFolder, recipe: Recipe, origin: Origin, tokenizer: Any, policy: Policy, *, say: Say, tell: Tell
+) -> None:
+    """Writes RUN/predictions.jsonl and RUN/evaluation.json; says so when nothing was held back."""
+    if not run.side("test").exists():
+        say(
+            "finding",
+            rule="no_test_rows",
+            severity="warn",
+            message="no rows were held back for a test, so nothing can be said of whether tuning helped",
+            remedy="data.split.test, or a test file",
+            examples=[],
+            count=0,
+        )
+        return
+    began = time.perf_counter()
+    test = _test_set(run.root / "data", "test", recipe, tokenizer)
+    tuned = _ask(test, policy, "tuned", base=False, tell=tell)
+    # An adapter is switched off; weights trained in full, and a new head, are read again.
+    if any(True for _ in lora_layers(policy.model)) and policy.head is None:
+        base = _ask(test, policy, "base", base=True, tell=tell)
+    else:
+        untouched, _ = build_base(recipe, origin)
+        base = _ask(test, untouched, "base", base=False, tell=tell)
+    result = _compared(recipe, base, tuned, names=(recipe.model.source, run.root.name))
+    if policy.head is not None:
+        result["notes"].append("the base has no trained head: its answers are those of a new one, drawn at random")
+    _write(run.predictions, [*base, *tuned])
+    write_json(run.evaluation, result)
+    say("evaluated", seconds=round(time.perf_counter() - began, 3), items=len(tuned))
+
+
+def _test_set(data: Path, side: str, recipe: Recipe, tokenizer: Any) -> TestSet:
+    store = tokens.open_store(data / side)
+    examples = ExampleStore(data)
+    return TestSet(
+        recipe, examples, store, Renderer(tokenizer), pick_rows(store, examples, recipe.evaluation.limit)
+    )
+
+
+def _ask(test: TestSet, policy: Policy, arm: str, *, base: bool, tell: Tell) -> list[JSON]:
+    def progress(done: int, total: int) -> None:
+        tell({"event": "progress", "what": f"answers of {arm}", "done": done, "total": total})
+
+    task = TASKS[test.recipe.objective.kind]  # type: ignore[union-attr]
+    return score_items(items(test, policy, arm=arm, base=base, progress=progress), task)  # type: ignore[arg-type]
+
+
+def _compared(recipe: Recipe, base: list[JSON] | None, tuned: list[JSON], *, names: tuple[str, str]) -> JSON:
+    evaluation = recipe.evaluation
+    task = TASKS[recipe.objective.kind]  # type: ignore[union-attr]
+    written = any(item["answer"] is not None for item in tuned)
+    return compare(
+        base,
+        tuned,
+        task=task,
+        primary=evaluation.primary if written or task == "text" else "loss",
+        margin=evaluation.margin if written or task == "text" else None,
+        confidence=evaluation.confidence,
+        labels=getattr(recipe.objective, "labels", None),
+        names=names,
+    )
+
+
+def _write(path: Path, rows: list[JSON]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def evaluate(
+    target: str,
+    data: list[str],
+    *,
+    against: str | None = None,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    tell: Tell = silent,
+) -> JSON:
+    """Evaluates a run, a model folder or any model source on a file of rows; with `against`, compares.
+
+    Args:
+        target: a run folder, or what `model.source` takes.
+        against: the other arm; `base` is the base of the run.
+        out: where evaluation.json and predictions.jsonl go; nothing is written without it.
+        overrides: `KEY=VALUE` of the recipe, such as `data.columns.prompt=dialogue`.
+
+    Raises:
+        LuthierError: something cannot be read, loaded or compared.
+    """
+    from luthier.workflow.arms import open_arm, recipe_for
+
+    recipe = recipe_for(target, data, overrides)
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise InputError("this folder is not empty", where=str(out), do="choose another --out")
+    with tempfile.TemporaryDirectory(prefix="luthier-evaluate-") as name:
+        folder = Path(name)
+        tuned_arm = open_arm(target, recipe, folder, tell=tell)
+        resolved = tuned_arm.recipe
+        test = _test_set(folder / "data", "train", resolved, tuned_arm.tokenizer)
+        tuned = _ask(test, tuned_arm.policy, "tuned", base=False, tell=tell)
+        base = None
+        other = against
+        if against == "base":
+            other = resolved.model.source
+        if other is not None:
+            base_arm = open_arm(other, resolved, None, tell=tell)
+            theirs = TestSet(resolved, test.examples, test.tokens, Renderer(base_arm.tokenizer), test.rows)
+            _same_tokens(tuned_arm.tokenizer, base_arm.tokenizer, other)
+            base = _ask(theirs, base_arm.policy, "base", base=False, tell=tell)
+        result = _compared(resolved, base, tuned, names=(against or "", target))
+    if out is not None:
+        _write(out / "predictions.jsonl", [*(base or []), *tuned])
+        write_json(out / "evaluation.json", result)
+    return result
+
+
+def _same_tokens(ours: Any, theirs: Any, source: str) -> None:
+    if ours.get_vocab() != theirs.get_vocab():
+        raise InputError(
+            "the two models cut text into different tokens, so their losses cannot be compared",
+            where=source,
+            do="evaluate each by itself",
+        )
+

@@ -1,0 +1,77 @@
+"""The tuned model as a folder that other tools load: adapter or weights, tokenizer, generation settings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from luthier.data.render import Renderer
+from luthier.errors import ModelError
+from luthier.models import adapters
+from luthier.models.peft_files import save_adapter
+from luthier.models.policy import Policy
+from luthier.models.sources import Origin
+from luthier.recipe import Lora, Recipe, Supervised
+from luthier.runs.folder import RunFolder, storage, sync_directory
+from luthier.workflow.build import generation_config, head_modules
+
+
+def package(run: RunFolder, recipe: Recipe, origin: Origin, tokenizer: Any, policy: Policy) -> None:
+    """Writes RUN/model, whole or not at all, and reads it back."""
+    beside = run.model.with_name(".model.partial")
+    with storage(run.model):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_model(beside, recipe, origin, policy)
+        save_beside(beside, recipe, tokenizer, policy)
+        _compare_saved(beside, policy)
+        shutil.rmtree(run.model, ignore_errors=True)
+        os.rename(beside, run.model)
+        sync_directory(run.root)
+
+
+def save_model(folder: Path, recipe: Recipe, origin: Origin, policy: Policy) -> None:
+    """Adapter in PEFT's format, or whole weights in transformers'."""
+    if isinstance(recipe.adapter, Lora):
+        base = str(origin.path) if origin.kind == "folder" else origin.source
+        save_adapter(folder, policy.model, recipe.adapter, base=base, head=head_modules(policy))
+    else:
+        save_whole(folder, policy)
+
+
+def save_whole(folder: Path, policy: Policy) -> None:
+    """Weights and configuration, as transformers loads them."""
+    policy.model.config.use_cache = policy.causal
+    try:
+        policy.model.save_pretrained(folder)
+    finally:
+        policy.model.config.use_cache = False
+
+
+def save_beside(folder: Path, recipe: Recipe, tokenizer: Any, policy: Policy) -> None:
+    """Tokenizer with the template that was trained with, and where to stop."""
+    tokenizer.save_pretrained(folder)
+    if isinstance(recipe.objective, Supervised):
+        stop = Renderer(tokenizer).stop_tokens()
+        generation_config(policy, stop, tokenizer.pad_token_id).save_pretrained(folder)
+
+
+def _compare_saved(folder: Path, policy: Policy) -> None:
+    """Reads the trained tensors back: what is on the disk is what was trained.
+
+    Raises:
+        ModelError: it is not.
+    """
+    saved: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        saved |= load_file(path)
+    names = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items()}
+    for name, parameter in adapters.trained(policy.model).items():
+        tensor = names.get(name, names.get(f"{name}.weight"))
+        if tensor is None or not torch.equal(tensor, parameter):
+            raise ModelError("a saved tensor is not what was trained", where=str(folder), got=name)

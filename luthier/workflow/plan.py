@@ -1,0 +1,205 @@
+"""What a recipe leaves out is derived here from the model and the data; every value comes with its reason. Free of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier import machine
+from luthier.errors import DataError, RecipeError
+from luthier.models.families import ENCODERS
+from luthier.recipe import (
+    Adapter,
+    Classify,
+    ClassifyMulti,
+    Full,
+    Lora,
+    Objective,
+    Recipe,
+    Regress,
+    Supervised,
+    TextTokens,
+)
+
+LONGEST_DEFAULT = 4096
+VALIDATIONS = 8
+PRIMARY = {
+    "supervised": "rouge_l",
+    "text": "loss",
+    "classify": "accuracy",
+    "classify_multi": "micro_f1",
+    "regress": "squared_error",
+}
+TASKS = {
+    "supervised": "answers",
+    "text": "text",
+    "classify": "labels",
+    "classify_multi": "multi_labels",
+    "regress": "number",
+}
+"""Objective -> the task that the evaluation knows it by."""
+FITS = {
+    "supervised": "conversation",
+    "text": "text",
+    "classify": "labelled",
+    "classify_multi": "labelled",
+    "regress": "regression",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A value that the recipe left out."""
+
+    key: str
+    value: Any
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"key": self.key, "value": self.value, "why": self.why}
+
+
+class Deriver:
+    """Collects derived values while a recipe is being filled in."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.tree: dict[str, Any] = recipe.model_dump(mode="json")
+        self.found: list[Derived] = []
+
+    def fill(self, key: str, value: Any, why: str) -> None:
+        """Sets `key` (dotted) if the recipe left it out."""
+        *parents, last = key.split(".")
+        node = self.tree
+        for parent in parents:
+            node = node[parent]
+        if node[last] is None:
+            node[last] = value
+            self.found.append(Derived(key, value, why))
+
+    def recipe(self) -> Recipe:
+        return Recipe.model_validate(self.tree)
+
+
+def derive_task(recipe: Recipe, *, format: str, why: str, family: str, several_labels: bool) -> Deriver:
+    """Fills in what follows from the kind of rows and of model: objective and adapter.
+
+    Raises:
+        RecipeError: objective, rows and model do not fit together.
+    """
+    deriver = Deriver(recipe)
+    deriver.fill("data.format", format, why)
+    kind = {"text": "text", "labelled": "labelled", "regression": "regression"}.get(format, "conversation")
+    encoder = family in ENCODERS
+    objective: Objective = {
+        "text": TextTokens(),
+        "labelled": ClassifyMulti() if several_labels else Classify(),
+        "regression": Regress(),
+        "conversation": Supervised(),
+    }[kind]
+    deriver.fill("objective", objective.model_dump(mode="json"), f"the rows are of the format {format}")
+    given = deriver.tree["objective"]["kind"]
+    if FITS[given] != kind:
+        raise RecipeError(
+            f"objective.kind: {given} needs {FITS[given]} rows",
+            got=f"rows of the format {format}",
+            do="set data.format and data.columns, or leave the objective out",
+        )
+    if encoder and given in ("supervised", "text"):
+        raise RecipeError(
+            "this model reads text but cannot write it",
+            where="model.source",
+            got=f"a model of the family {family} and rows to learn answers from",
+            do="use a GPT- or Llama-family model for answers; encoders are for labels and numbers",
+        )
+    if encoder:
+        adapter: Adapter = Full()
+        reason = "an encoder's classifier learns best with all of its weights, and they are few"
+    else:
+        adapter, reason = Lora(), "adapts all linear layers and leaves the base frozen"
+    deriver.fill("adapter", adapter.model_dump(mode="json"), reason)
+    return deriver
+
+
+def derive_numbers(deriver: Deriver, *, positions: int, train_rows: int, answers: Sequence[int]) -> None:
+    """Fills in rates, lengths and intervals.
+
+    Args:
+        positions: tokens that the model's positions allow.
+        answers: tokens of the last answer of each training row.
+    """
+    tree = deriver.tree
+    full, kind = tree["adapter"]["kind"] == "full", tree["objective"]["kind"]
+    classifier = kind in ("classify", "classify_multi", "regress")
+    if not full:
+        deriver.fill("training.rate", 2e-4, "usual for LoRA, whatever the rank")
+    elif classifier:
+        deriver.fill("training.rate", 1e-4, "usual for a small encoder trained in full with a new head")
+    else:
+        deriver.fill("training.rate", 2e-5, "usual for full fine-tuning")
+    steps_per_epoch = math.ceil(train_rows / tree["training"]["batch_examples"])
+    steps = max(1, round(tree["training"]["epochs"] * steps_per_epoch))
+    if tree["training"]["max_steps"]:
+        steps = min(steps, tree["training"]["max_steps"])
+    every = max(1, min(steps_per_epoch, math.ceil(steps / VALIDATIONS)))
+    deriver.fill("training.validate_every", every, f"about {VALIDATIONS} times in {steps} steps, at least every epoch")
+    deriver.fill("training.checkpoint_every", tree["training"]["validate_every"], "at every validation")
+    deriver.fill("training.threads", machine.cores(), "the cores of this machine")
+    deriver.fill("evaluation.primary", PRIMARY[kind], f"the usual measure of the objective {kind}")
+    if kind == "supervised":
+        # An index and not an interpolated quantile: the value must not depend on floating-point habits.
+        usual = sorted(answers)[int(0.95 * (len(answers) - 1))] if answers else 256
+        longest = max(16, min(512, math.ceil(usual * 1.25), positions // 2))
+        deriver.fill("evaluation.max_new_tokens", longest, "a quarter more than 95 % of the training answers need")
+    if tree["model"]["precision"] == "auto":
+        if full:
+            precision, why = "fp32", "trained weights are kept in float32"
+        elif machine.fast_bf16():
+            precision, why = "bf16", "this processor has instructions for bf16; trained weights stay in float32"
+        else:
+            precision, why = "fp32", "this processor has no instructions for bf16"
+        tree["model"]["precision"] = None
+        deriver.fill("model.precision", precision, why)
+    elif full and tree["model"]["precision"] == "bf16":
+        raise RecipeError(
+            "model.precision: bf16 would lose small updates of weights that are trained in full",
+            got="bf16 with adapter.kind full",
+            do="fp32 or auto, or a LoRA adapter",
+        )
+
+
+def derive_length(deriver: Deriver, *, positions: int) -> None:
+    """Fills in the longest example and what becomes of longer ones."""
+    tree = deriver.tree
+    longest = min(positions, LONGEST_DEFAULT)
+    deriver.fill("training.max_length", longest, f"the model's positions allow {positions:,} tokens")
+    if tree["training"]["max_length"] > positions:
+        raise RecipeError(
+            "training.max_length: the model's positions do not allow it",
+            got=f"{tree['training']['max_length']}",
+            do=f"at most {positions}",
+        )
+    conversation = tree["objective"]["kind"] == "supervised"
+    policy, why = (
+        ("refuse", "no supervised answer is cut unasked") if conversation else ("cut_end", "usual for documents")
+    )
+    deriver.fill("training.on_over_long", policy, why)
+
+
+def label_list(recipe: Recipe, seen: set[str]) -> list[str]:
+    """The outputs of a classifier in order.
+
+    Raises:
+        DataError: rows have labels that the recipe's list lacks, or there are fewer than two.
+    """
+    assert isinstance(recipe.objective, (Classify, ClassifyMulti))
+    labels = recipe.objective.labels or sorted(seen)
+    missing = sorted(seen - set(labels))
+    if missing:
+        raise DataError(
+            "training rows have labels that objective.labels does not list", got=f"{len(missing)}: {', '.join(missing[:5])}"
+        )
+    if isinstance(recipe.objective, Classify) and len(labels) < 2:
+        raise DataError("a classifier needs at least two labels", got=f"{len(labels)} in the training rows")
+    return labels

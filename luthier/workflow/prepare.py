@@ -1,0 +1,385 @@
+"""Recipe to prepared data: find the model, read and split the rows, derive what was left out, render. Free of torch.
+
+`check` is the same chain into a folder that is thrown away, with an estimate of what training would need.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier import machine
+from luthier.budget.estimate import memory
+from luthier.data import length, templates, tokens
+from luthier.data.load import Loaded, load_examples
+from luthier.data.render import Renderer, Shown, describe
+from luthier.data.store import ExampleStore
+from luthier.data.tokens import Written
+from luthier.errors import DataError
+from luthier.models import sources
+from luthier.models.load import load_tokenizer
+from luthier.models.shape import Shape, read_shape
+from luthier.models.sources import Origin
+from luthier.recipe import Classify, ClassifyMulti, Lora, Recipe, Supervised
+from luthier.types import SIDES, Conversation, Example, Finding, Labelled, Sequence, Side, Text
+from luthier.workflow import plan
+from luthier.workflow.plan import Derived, Deriver
+from luthier.workflow.tell import Tell, counted, silent
+
+LISTED = 1000
+"""Rows that one message names at most; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step. Everything in it can be read again from the run folder."""
+
+    recipe: Recipe
+    """Resolved: nothing is left out."""
+    derived: list[Derived]
+    findings: list[Finding]
+    origin: Origin
+    tokenizer: Any
+    loaded: Loaded
+    sides: dict[Side, Written]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What can be known before the first step."""
+
+    recipe: Recipe
+    derived: list[Derived]
+    findings: list[Finding]
+    sides: dict[Side, Written]
+    steps: int
+    estimate: dict[str, Any]
+    sample: list[Shown]
+
+    @property
+    def ok(self) -> bool:
+        """Whether training may start."""
+        return not any(f.severity == "block" for f in self.findings)
+
+
+def find_model(recipe: Recipe, tell: Tell) -> tuple[Origin, Any]:
+    """The model's files and its tokenizer with the recipe's template."""
+    model = recipe.model
+
+    def progress(what: str, done: int = 0, total: int | None = None) -> None:
+        tell({"event": "progress", "what": what, "done": done, "total": total})
+
+    allowed = model.remote_code is not None
+    origin = sources.resolve(
+        model.source, revision=model.revision, sha256=model.sha256, remote_code=allowed, progress=progress
+    )
+    other = sources.resolve(model.tokenizer, progress=progress) if model.tokenizer else origin
+    tokenizer = load_tokenizer(other, model=origin, remote_code=allowed, progress=progress)
+    return origin, tokenizer
+
+
+def prepare(recipe: Recipe, folder: Path, *, tell: Tell = silent) -> Prepared:
+    """Prepares `folder`/data and returns what was found.
+
+    Raises:
+        LuthierError: whatever stops a run before its first step, with the whole list of it.
+    """
+    origin, tokenizer = find_model(recipe, tell)
+    shape = read_shape(origin)
+    loaded = load_examples(
+        recipe.data,
+        folder / "data",
+        progress=lambda n: tell({"event": "progress", "what": "reading rows", "done": n, "total": None}),
+    )
+    findings = [*loaded.findings, *_notes(origin)]
+    several = loaded.detection.format == "labelled" and _several_labels(loaded.store)
+    deriver = plan.derive_task(
+        recipe,
+        format=loaded.detection.format,
+        why=loaded.detection.why,
+        family=shape.family,
+        several_labels=several,
+    )
+    deriver.fill("data.split.by", loaded.split_by, _SPLIT_WHY[loaded.split_by])
+    plan.derive_length(deriver, positions=shape.positions)
+    _settle_labels(deriver, loaded)
+    return _render_all(deriver, folder, origin, tokenizer, shape, loaded, findings, tell)
+
+
+_SPLIT_WHY = {
+    "content": "rows with the same prompt stand on one side, whatever else is in the file",
+    "label": "as by content, and every label is divided in the same shares",
+    "group": "rows of one group stand on one side",
+    "time": "the newest rows are held back",
+}
+
+
+def _render_all(
+    deriver: Deriver,
+    folder: Path,
+    origin: Origin,
+    tokenizer: Any,
+    shape: Shape,
+    loaded: Loaded,
+    findings: list[Finding],
+    tell: Tell,
+) -> Prepared:
+    objective = deriver.recipe().objective
+    if isinstance(objective, Supervised):
+        findings += templates.ensure_template(tokenizer, deriver.tree["model"]["template"])
+    renderer = Renderer(tokenizer)
+    if isinstance(objective, Supervised):
+        findings += templates.check_template(renderer)
+        sample = (loaded.store[int(i)] for i in np.flatnonzero(loaded.sides == SIDES.index("train"))[:50])
+        findings += templates.unused_keys(renderer, [e for e in sample if isinstance(e, Conversation)])
+    rendering = _Rendering(deriver.recipe(), renderer)
+    sides: dict[Side, Written] = {}
+    for index, side in enumerate(SIDES):
+        rows = np.flatnonzero(loaded.sides == index)
+        if len(rows) == 0:
+            continue
+        pairs = counted(rows, f"rendering {side}", len(rows), tell)
+        sides[side] = tokens.write(
+            folder / "data" / side, rendering.sequences(loaded.store, pairs, train=side == "train")
+        )
+    rendering.refuse_over_long()
+    rendering.refuse_unrenderable()
+    findings += rendering.findings()
+    if not sides.get("train", Written(0, 0, 0, 0)).sequences:
+        raise DataError("no row is left to train on", do="raise training.max_length, or give more rows")
+    plan.derive_numbers(
+        deriver,
+        positions=shape.positions,
+        train_rows=sides["train"].sequences,
+        answers=rendering.answers,
+    )
+    return Prepared(deriver.recipe(), deriver.found, findings, origin, tokenizer, loaded, sides)
+
+
+class _Rendering:
+    """Renders rows and keeps account of what does not fit."""
+
+    def __init__(self, recipe: Recipe, renderer: Renderer) -> None:
+        self.recipe = recipe
+        self.renderer = renderer
+        self.answers: list[int] = []
+        self.over_long: dict[str, list[str]] = {}
+        self.unrenderable: list[str] = []
+        labels = getattr(recipe.objective, "labels", None) or []
+        self.index = {name: i for i, name in enumerate(labels)}
+
+    def sequences(
+        self, store: ExampleStore, rows: Iterator[int], *, train: bool
+    ) -> Iterator[tuple[int, Sequence]]:
+        """(row, sequence) pairs of the rows that fit; one row of text may give several."""
+        limit = self.recipe.training.max_length
+        policy = self.recipe.training.on_over_long
+        assert limit is not None and policy is not None
+        for row in rows:
+            example = store[int(row)]
+            try:
+                sequence = self.render(example)
+            except DataError as error:
+                self.unrenderable.append(f"{_where(example)}: {error.what}" + (f" ({error.got})" if error.got else ""))
+                continue
+            if isinstance(example, Text):
+                for piece in length.pieces(sequence, limit, frame=self.renderer.frame):
+                    yield int(row), piece
+                continue
+            fitted = length.fit(sequence, limit, policy, frame=self.renderer.frame)
+            if fitted.what != "kept":
+                self.over_long.setdefault(fitted.what, []).append(f"{_where(example)} ({len(sequence.tokens_T):,} tokens)")
+            if fitted.sequence is not None:
+                if train:
+                    self.answers.append(answer_tokens(fitted.sequence.weights_T))
+                yield int(row), fitted.sequence
+
+    def render(self, example: Example) -> Sequence:
+        """The example as the objective wants it."""
+        objective = self.recipe.objective
+        if isinstance(example, Conversation):
+            assert isinstance(objective, Supervised)
+            return self.renderer.render(example, turns=objective.turns)
+        if isinstance(example, Text):
+            return self.renderer.render_text(example)
+        return self.renderer.render_document(example, self._label(example))
+
+    def _label(self, example: Labelled) -> tuple[float, ...]:
+        if isinstance(self.recipe.objective, (Classify, ClassifyMulti)):
+            unknown = [name for name in example.labels if name not in self.index]
+            if unknown:
+                raise DataError("its label does not occur in the training rows", got=f"{len(unknown)} labels")
+        if isinstance(self.recipe.objective, Classify):
+            return (float(self.index[example.labels[0]]),)
+        if isinstance(self.recipe.objective, ClassifyMulti):
+            return tuple(float(name in example.labels) for name in self.index)
+        assert example.value is not None
+        return (example.value,)
+
+    def refuse_over_long(self) -> None:
+        rows = self.over_long.get("refused", [])
+        if rows:
+            limit = self.recipe.training.max_length
+            raise DataError(
+                f"{len(rows)} examples are longer than training.max_length = {limit}",
+                got=_listing(rows),
+                do="raise training.max_length, or choose training.on_over_long: cut_prompt, cut_end or drop",
+            )
+
+    def refuse_unrenderable(self) -> None:
+        if self.unrenderable and self.recipe.data.on_bad_row == "refuse":
+            raise DataError(
+                f"{len(self.unrenderable)} rows cannot be rendered for this model",
+                got=_listing(self.unrenderable),
+                do="mend them, or data.on_bad_row: drop",
+            )
+
+    def findings(self) -> list[Finding]:
+        words = {"dropped": "left out", "cut_prompt": "cut at the start of the prompt", "cut_end": "cut at the end"}
+        found = [
+            Finding(
+                "over_long",
+                "warn",
+                f"{len(rows)} examples are longer than {self.recipe.training.max_length} tokens and were {words[what]}",
+                "raise training.max_length if what is lost matters",
+                tuple(rows),
+                len(rows),
+            )
+            for what, rows in self.over_long.items()
+            if what in words
+        ]
+        if self.unrenderable:
+            found.append(
+                Finding(
+                    "unrenderable_row",
+                    "warn",
+                    f"{len(self.unrenderable)} rows cannot be rendered for this model and were left out",
+                    "mend them; data.on_bad_row: refuse stops the run instead",
+                    tuple(self.unrenderable),
+                    len(self.unrenderable),
+                )
+            )
+        return found
+
+
+def answer_tokens(weights_T: NDArray[np.float32]) -> int:
+    """Length of the last supervised stretch."""
+    supervised = np.flatnonzero(weights_T)
+    if len(supervised) == 0:
+        return 0
+    gaps = np.flatnonzero(np.diff(supervised) > 1)
+    start = supervised[gaps[-1] + 1] if len(gaps) else supervised[0]
+    return int(supervised[-1] - start) + 1
+
+
+def _settle_labels(deriver: Deriver, loaded: Loaded) -> None:
+    recipe = deriver.recipe()
+    if not isinstance(recipe.objective, (Classify, ClassifyMulti)):
+        return
+    seen = {
+        name
+        for i in np.flatnonzero(loaded.sides == SIDES.index("train"))
+        for name in getattr(loaded.store[int(i)], "labels", ())
+    }
+    labels = plan.label_list(recipe, seen)
+    if recipe.objective.labels is None:
+        deriver.tree["objective"]["labels"] = labels
+        deriver.found.append(Derived("objective.labels", f"{len(labels)} labels", "those of the training rows, sorted"))
+
+
+def _several_labels(store: ExampleStore) -> bool:
+    return any(isinstance(e, Labelled) and len(e.labels) != 1 for e in store)
+
+
+def _where(example: Example) -> str:
+    return f"{example.provenance.file}:{example.provenance.line}"
+
+
+def _listing(rows: list[str]) -> str:
+    more = f"\n    and {len(rows) - LISTED:,} more" if len(rows) > LISTED else ""
+    return "\n    ".join(["", *rows[:LISTED]]) + more
+
+
+def _notes(origin: Origin) -> list[Finding]:
+    return [Finding("model_note", "info", note, "") for note in origin.notes]
+
+
+def check(recipe: Recipe, *, tell: Tell = silent) -> Checked:
+    """Everything that can be known before the first step, without torch.
+
+    Raises:
+        LuthierError: what stops a run.
+    """
+    with tempfile.TemporaryDirectory(prefix="luthier-check-") as name:
+        folder = Path(name)
+        prepared = prepare(recipe, folder, tell=tell)
+        store = tokens.open_store(folder / "data" / "train")
+        sample = describe(store.sequence(0), prepared.tokenizer)
+    estimate = estimated(prepared)
+    findings = list(prepared.findings)
+    if estimate["memory_bytes"] > estimate["machine_memory_bytes"]:
+        findings.append(
+            Finding(
+                "memory",
+                "block",
+                f"training needs about {estimate['memory_bytes'] / 1e9:.1f} GB and this machine has "
+                f"{estimate['machine_memory_bytes'] / 1e9:.1f} GB",
+                "lower training.microbatch_tokens (the result stays the same), or adapt with LoRA",
+            )
+        )
+    return Checked(
+        prepared.recipe, prepared.derived, findings, prepared.sides, estimate["steps"], estimate, sample
+    )
+
+
+def estimated(prepared: Prepared) -> dict[str, Any]:
+    """What training will take, from the model's sizes: memory, steps, tokens."""
+    recipe, shape = prepared.recipe, read_shape(prepared.origin)
+    train, training = prepared.sides["train"], recipe.training
+    per_epoch = -(-train.sequences // training.batch_examples)
+    steps = max(1, round(training.epochs * per_epoch))
+    steps = min(steps, training.max_steps or steps)
+    adapter = recipe.adapter
+    assert adapter is not None
+    if isinstance(adapter, Lora):
+        # Rank times the sum of a layer's inputs and outputs, for square-ish layers of the hidden and inner size.
+        trained = shape.layers * adapter.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.intermediate))
+    else:
+        trained = shape.weights
+    average = train.tokens / train.sequences
+    largest = min(training.microbatch_tokens, round(average * training.batch_examples * 1.5))
+    need = memory(
+        weights=shape.weights,
+        trained=trained,
+        precision_bytes=2 if recipe.model.precision == "bf16" else 4,
+        hidden=shape.hidden,
+        intermediate=shape.intermediate,
+        layers=shape.layers,
+        vocabulary=shape.vocabulary if isinstance(recipe.objective, Supervised) else 0,
+        microbatch_tokens=max(largest, train.longest),
+    )
+    return {
+        "memory_bytes": need.total,
+        "machine_memory_bytes": machine.memory_bytes(),
+        "weights": shape.weights,
+        "trained_weights": trained,
+        "steps": steps,
+        "tokens": round(train.tokens * steps / per_epoch),
+    }
+
+
+def initial(model: str, data: list[str], **more: Any) -> Recipe:
+    """The recipe of the zero-configuration form: a model and files, the rest derived.
+
+    Raises:
+        LuthierError: something is not possible.
+    """
+    from luthier.recipe.load import build
+
+    return build({"model": {"source": model}, "data": {"train": data, **more}}, where="the command line")
