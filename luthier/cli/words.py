@@ -31,7 +31,10 @@ def value(item: Any) -> str:
         return {None: "none", True: "yes", False: "no"}[item]
     if isinstance(item, float):
         return short(item) if item >= 1e-3 or item == 0 else f"{item:g}"
-    text = ", ".join(map(str, item)) if isinstance(item, (list, tuple)) else str(item)
+    if isinstance(item, dict) and "kind" in item:
+        inner = ", ".join(f"{key} {value(one)}" for key, one in item.items() if key != "kind")
+        return f"{item['kind']} ({inner})" if inner else str(item["kind"])
+    text = ", ".join(map(str, item)) or "none" if isinstance(item, (list, tuple)) else str(item)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
 
 

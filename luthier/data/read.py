@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import sys
 import tempfile
 import zlib
@@ -100,14 +101,13 @@ def find(paths: Sequence[str]) -> Found:
     files: list[str] = []
     skipped: list[str] = []
     for path in paths:
-        if path != STDIN and Path(path).is_dir():
+        mode = None if path == STDIN else _mode(path)
+        if mode is not None and stat.S_ISDIR(mode):
             inside = _in_folder(path)
             files += inside.files
             skipped += inside.skipped
-        elif path == STDIN or Path(path).exists():
-            files.append(path)
         else:
-            raise _missing(path)
+            files.append(path)
     real = [name if name == STDIN else os.path.realpath(name) for name in files]
     twice = (
         sorted(name for name, path in zip(files, real, strict=True) if real.count(path) > 1)
@@ -119,10 +119,28 @@ def find(paths: Sequence[str]) -> Found:
     return Found(tuple(files), tuple(skipped))
 
 
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(path) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(name: str, error: OSError | ValueError) -> DataError:
+    got = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return DataError("this file cannot be read", where=name, got=got, do="look at its path and its permissions")
+
+
 def _in_folder(folder: str) -> Found:
     """Data files below a folder, sorted. Plain text counts only where there is nothing else: it is mostly a read-me."""
     names = []
-    for place, folders, inside in os.walk(folder):
+
+    def stop(error: OSError) -> None:
+        raise _unreadable(str(error.filename), error)
+
+    for place, folders, inside in os.walk(folder, onerror=stop):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         names += [os.path.join(place, name) for name in inside if not name.startswith(".")]
     names.sort()
@@ -197,7 +215,7 @@ class DataFile:
         except _UNREADABLE:
             raise self._torn(after=count) from None
         except OSError as error:
-            raise self._unreadable(error) from None
+            raise _unreadable(self.name, error) from None
         if count == 0:
             do = "write rows below the header" if self.kind in ("csv", "tsv") else "put rows into it, or leave it out"
             raise DataError("this file holds no rows", where=self.name, do=do)
@@ -208,7 +226,7 @@ class DataFile:
             while self._raw.read(1 << 20):
                 pass
         except OSError as error:
-            raise self._unreadable(error) from None
+            raise _unreadable(self.name, error) from None
         return self._hash.hexdigest()
 
     def close(self) -> None:
@@ -223,11 +241,14 @@ class DataFile:
 
     def _opened(self) -> IO[bytes]:
         if self.name == STDIN:
+            if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+                do = "pipe rows into the command, or name a file"
+                raise DataError("nothing comes in on standard input", where=STDIN, do=do)
             return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
         try:
             file = open(self.name, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise self._unreadable(error) from None
+            raise _unreadable(self.name, error) from None
         self._open.append(file)
         return file
 
@@ -253,7 +274,7 @@ class DataFile:
         except _UNREADABLE:
             raise self._torn(after=0) from None
         except OSError as error:
-            raise self._unreadable(error) from None
+            raise _unreadable(self.name, error) from None
         kind = self._kind(head)
         if kind == "parquet":
             return kind, self._spooled(stream)
@@ -304,9 +325,6 @@ class DataFile:
             got=f"{after:,} rows before the fault",
             do="copy or compress it again; gzip -t FILE tells whether it is whole",
         )
-
-    def _unreadable(self, error: OSError) -> DataError:
-        return DataError("this file cannot be read", where=self.name, got=error.strerror or type(error).__name__)
 
 
 class _Hashing(io.RawIOBase):

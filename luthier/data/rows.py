@@ -46,9 +46,9 @@ class Line(NamedTuple):
     too_long: bool
 
 
-def lines(stream: IO[bytes], *, first: int = 1) -> Iterator[Line]:
+def lines(stream: IO[bytes]) -> Iterator[Line]:
     """Splits on `\\n` only (text-mode reading would also split on U+2028 and others inside a JSON string)."""
-    number = first
+    number = 1
     while chunk := stream.readline(LARGEST_ROW_BYTES + 1):
         too_long = len(chunk) > LARGEST_ROW_BYTES and not chunk.endswith(b"\n")
         if too_long:

@@ -46,6 +46,9 @@ def save_model(folder: Path, recipe: Recipe, origin: Origin, policy: Policy) -> 
 
 def save_whole(folder: Path, policy: Policy) -> None:
     """Weights and configuration, as transformers loads them."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     policy.model.config.use_cache = policy.causal
     try:
         policy.model.save_pretrained(folder)

@@ -98,13 +98,12 @@ def prepare(recipe: Recipe, folder: Path, *, tell: Tell = silent) -> Prepared:
         progress=lambda n: tell({"event": "progress", "what": "reading rows", "done": n, "total": None}),
     )
     findings = [*loaded.findings, *_notes(origin)]
-    several = loaded.detection.format == "labelled" and _several_labels(loaded.store)
     deriver = plan.derive_task(
         recipe,
         format=loaded.detection.format,
         why=loaded.detection.why,
         family=shape.family,
-        several_labels=several,
+        several_labels=loaded.detection.multi,
     )
     deriver.fill("data.split.by", loaded.split_by, _SPLIT_WHY[loaded.split_by])
     plan.derive_length(deriver, positions=shape.positions)
@@ -291,10 +290,6 @@ def _settle_labels(deriver: Deriver, loaded: Loaded) -> None:
     if recipe.objective.labels is None:
         deriver.tree["objective"]["labels"] = labels
         deriver.found.append(Derived("objective.labels", f"{len(labels)} labels", "those of the training rows, sorted"))
-
-
-def _several_labels(store: ExampleStore) -> bool:
-    return any(isinstance(e, Labelled) and len(e.labels) != 1 for e in store)
 
 
 def _where(example: Example) -> str:

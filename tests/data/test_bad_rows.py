@@ -25,7 +25,7 @@ class Bad(NamedTuple):
     says: tuple[str, ...]
     where: str = ""
     """End of `where`; the file alone if empty."""
-    rules: dict[str, object] = {}  # noqa: RUF012
+    rules: dict[str, object] = {}
 
 
 def good(count: int = 3) -> bytes:
@@ -381,6 +381,14 @@ def test_an_empty_folder_and_an_address_are_refused(tmp_path: Path) -> None:
         load_examples(Data(train=[str(tmp_path / "empty")]), tmp_path / "store")
     with pytest.raises(DataError, match="local files only"):
         load_examples(Data(train=["https://example.com/a.jsonl"]), tmp_path / "store")
+
+
+def test_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(good())
+    for path in ("", "x" * 5000, "a\0b", str(tmp_path / "a.jsonl" / "b")):
+        with pytest.raises(DataError) as caught:
+            load_examples(Data(train=[path]), tmp_path / "store")
+        assert caught.value.do
 
 
 def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
