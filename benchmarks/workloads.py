@@ -2,9 +2,9 @@
 
     python benchmarks/workloads.py mts|banking77|gsm8k [--data FOLDER] [--out FOLDER]
 
-FOLDER holds the public data sets: mts-dialog (github.com/abachaa/MTS-Dialog), banking77
-(github.com/PolyAI-LDN/task-specific-datasets), gsm8k (github.com/openai/grade-school-math). The run folder is kept in --out;
-one JSON line with the figures goes to standard output.
+FOLDER holds the public data sets: mts-dialog (github.com/abachaa/MTS-Dialog), banking77 (github.com/PolyAI-LDN/task-
+specific-datasets), gsm8k (github.com/openai/grade-school-math). The run folder is kept in --out; one JSON line with the
+figures goes to standard output.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def main() -> None:
     began = time.perf_counter()
 
     def tell(event: dict) -> None:
-        if event["event"] in ("validation", "stopped", "started") or (event["event"] == "step" and event["step"] % 20 == 0):
+        if event["event"] in ("validation", "stopped", "started") or (
+            event["event"] == "step" and event["step"] % 20 == 0
+        ):
             print({k: v for k, v in event.items() if k != "notes"}, file=sys.stderr, flush=True)
 
     run = tune(recipes(arguments.data)[arguments.job], arguments.out / arguments.job, tell=tell)
@@ -97,7 +99,8 @@ def main() -> None:
                 "rows": {e["side"]: e["rows"] for e in record.all("prepared")},
                 "verdict": record.evaluation["verdict"]["sentence"],
                 "metrics": {
-                    m["name"]: [m["base"], m["tuned"], m["low"], m["high"], m["word"]] for m in record.evaluation["metrics"]
+                    m["name"]: [m["base"], m["tuned"], m["low"], m["high"], m["word"]]
+                    for m in record.evaluation["metrics"]
                 },
             }
         )

@@ -37,8 +37,9 @@ class Batch:
     """Per-document values, first dimension N: `label_NC`, and `index_N`, the document's place in its token store."""
 
     def __post_init__(self) -> None:
-        assert self.tokens_T.ndim == 1 and self.tokens_T.shape == self.positions_T.shape
-        assert self.bounds[0] == 0 and self.bounds[-1] == len(self.tokens_T)
+        assert self.tokens_T.ndim == 1
+        assert self.tokens_T.shape == self.positions_T.shape
+        assert (self.bounds[0], self.bounds[-1]) == (0, len(self.tokens_T))
         assert all(a < b for a, b in zip(self.bounds, self.bounds[1:], strict=False)), "empty document"
         assert bool((self.positions_T[list(self.bounds[:-1])] == 0).all()), "positions restart in each document"
         assert len(self.select_S) == len(self.target_S) == len(self.weight_S) == len(self.sequence_S)

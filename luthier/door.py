@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import RecipeError
 from luthier.recipe import Recipe
-from luthier.recipe.load import build
+from luthier.recipe.load import build, override
 from luthier.recipe.load import load as load_recipe
-from luthier.recipe.load import override
 from luthier.runs.naming import new_root
 
 if TYPE_CHECKING:

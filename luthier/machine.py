@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""x86's and Arm's names for matrix or vector products in bf16; without one of them bf16 is slower than float32 on a CPU."""
+"""x86's and Arm's names for matrix or vector products in bf16; without one of them bf16 is slower than float32 on a
+CPU."""
 
 
 @cache

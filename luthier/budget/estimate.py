@@ -1,4 +1,5 @@
-"""Memory before the first step: counted from the model's sizes and the longest microbatch. A rough figure, said as one."""
+"""Memory before the first step: counted from the model's sizes and the longest microbatch. A rough figure, said as
+one."""
 
 from __future__ import annotations
 

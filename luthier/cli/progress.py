@@ -44,6 +44,8 @@ class Display:
         """Work -> when it was first heard of, and how much was done then."""
         self._speeds: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._steps = 0
+        self._last: JSON = {}
+        """The newest step."""
         self._best = ""
 
     def __enter__(self) -> Display:
@@ -91,15 +93,21 @@ class Display:
 
     def step(self, event: JSON) -> None:
         self._speeds.append((event["tokens"], event["seconds"]))
+        self._last = event
+        self._show_step()
+
+    def _show_step(self) -> None:
+        step, loss = self._last["step"], self._last["loss"]
         tokens, seconds = (sum(column) for column in zip(*self._speeds, strict=True))
         speed = f"{number(round(tokens / seconds))} tokens/s" if seconds else ""
-        note = (f"loss {number(event['loss'])}", speed, self._left(TRAINING, event["step"], self._steps), self._best)
-        self._board.bar(TRAINING, event["step"], self._steps, "  ".join(filter(None, note)))
+        note = (f"loss {number(loss)}", speed, self._left(TRAINING, step, self._steps), self._best)
+        self._board.bar(TRAINING, step, self._steps, "  ".join(filter(None, note)))
 
     def validation(self, event: JSON) -> None:
         loss = number(event["loss"])
         if event["best"]:
             self._best = f"best validation {loss} at step {number(event['step'])}"
+            self._show_step()
         best = "the best so far" if event["best"] else self._best
         self._board.say(f"validation after step {number(event['step'])}: loss {loss}" + (f" ({best})" if best else ""))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -25,6 +26,7 @@ def run(arguments: list[str]) -> int:
     """Runs `luthier` with these arguments; errors go to stderr and come back as exit codes."""
     from luthier.cli.app import build
 
+    _write_any_text()
     given, words = global_flags(arguments)
     settings = Settings(quiet="--quiet" in given)
     command = typer.main.get_command(build())
@@ -34,6 +36,13 @@ def run(arguments: list[str]) -> int:
     except BaseException as error:
         return _end(error, debug="--debug" in given)
     return code if isinstance(code, int) else 0
+
+
+def _write_any_text() -> None:
+    """Files and pipes get UTF-8 wherever they are written; a terminal that lacks a character shows a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
 
 
 def global_flags(arguments: list[str]) -> tuple[set[str], list[str]]:

@@ -1,4 +1,4 @@
-"""`luthier runs`: the runs of a folder, the newest first."""
+"""`luthier runs`: the runs of a folder, the one that was last at work first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def runs(
     """List runs with their state and verdict."""
     if not folder.is_dir():
         raise InputError("there is no such folder", where=str(folder), do="luthier tune makes the first run")
-    found = [described(root) for root in sorted(folder.iterdir(), reverse=True) if (root / "events.jsonl").exists()]
+    journals = sorted(folder.glob("*/events.jsonl"), key=lambda journal: journal.stat().st_mtime_ns, reverse=True)
+    found = [described(journal.parent) for journal in journals]
     if json:
         screen.print_json({"folder": str(folder), "runs": found})
         return

@@ -14,8 +14,8 @@ from luthier.types import Sequence
 def pack(documents: Several[Sequence], *, indices: Several[int] = ()) -> Batch:
     """Lays sequences end to end in one row.
 
-    A document's first token is never a target: nothing stands before it. Sequences with labels give a column `label_NC`,
-    `indices` (their places in a token store) a column `index_N`.
+    A document's first token is never a target: nothing stands before it. Sequences with labels give a column
+    `label_NC`, `indices` (their places in a token store) a column `index_N`.
     """
     lengths = [len(s.tokens_T) for s in documents]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -41,8 +41,9 @@ def pack(documents: Several[Sequence], *, indices: Several[int] = ()) -> Batch:
 def microbatches(lengths: list[int], budget: int) -> list[list[int]]:
     """Divides the examples of one step into groups of at most `budget` tokens: first fit, longest first.
 
-    The largest group comes first, so a shortage of memory shows in the first microbatch. An example longer than the budget
-    stands alone. Which examples share a step is not decided here, so the result of the step does not depend on it.
+    The largest group comes first, so a shortage of memory shows in the first microbatch. An example longer than the
+    budget stands alone. Which examples share a step is not decided here, so the result of the step does not depend on
+    it.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     groups: list[list[int]] = []

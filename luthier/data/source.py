@@ -1,4 +1,5 @@
-"""Which examples step n trains on: a pure function of (store, recipe, seed, n). There is no iterator whose state could be lost."""
+"""Which examples step n trains on: a pure function of (store, recipe, seed, n). There is no iterator whose state could
+be lost."""
 
 from __future__ import annotations
 

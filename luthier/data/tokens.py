@@ -1,8 +1,8 @@
 """Rendered sequences on disk: flat arrays that are mapped into memory, so that a data set of any size costs an index.
 
-    tokens.bin   int32 [all tokens]        offsets.npy  int64 [sequences + 1]
-    weights.bin  float32 [all tokens]      rows.npy     int64 [sequences]: row of the example store
-    labels.npy   float32 [sequences, C]    (C = 0 without labels)
+tokens.bin   int32 [all tokens]        offsets.npy  int64 [sequences + 1]
+weights.bin  float32 [all tokens]      rows.npy     int64 [sequences]: row of the example store
+labels.npy   float32 [sequences, C]    (C = 0 without labels)
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class TokenStore(NamedTuple):
     rows: NDArray[np.int64]
     labels: NDArray[np.float32]
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(self.rows)
 
     @property
@@ -96,7 +96,7 @@ def _write_arrays(folder: Path, sequences: Iterable[tuple[int, Sequence]]) -> Wr
 def open_store(folder: Path) -> TokenStore:
     """Maps a finished store into memory."""
 
-    def mapped(name: str, dtype: type) -> NDArray[np.int32]:
+    def mapped(name: str, dtype: Any) -> NDArray[Any]:
         path = folder / name
         if path.stat().st_size == 0:
             return np.empty(0, dtype=dtype)
@@ -104,7 +104,7 @@ def open_store(folder: Path) -> TokenStore:
 
     return TokenStore(
         tokens=mapped("tokens.bin", np.int32),
-        weights=mapped("weights.bin", np.float32),  # type: ignore[arg-type]
+        weights=mapped("weights.bin", np.float32),
         offsets=np.load(folder / "offsets.npy"),
         rows=np.load(folder / "rows.npy"),
         labels=np.load(folder / "labels.npy"),

@@ -1,1 +1,2 @@
-"""The demo's data: the support desk of an invented company. FACTS.md is what it knows; the rows were written by hand from it."""
+"""The demo's data: the support desk of an invented company. FACTS.md is what it knows; the rows were written by hand
+from it."""

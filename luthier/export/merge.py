@@ -1,7 +1,7 @@
 """Base and adapter folded into one set of weights, with the difference that the folding makes, measured.
 
-The sum is done in float32 and rounded once to the base's type. What rounding costs is stated, not assumed: the logits of
-base + adapter and of the merged model are compared on the same tokens before the folder is said to be done.
+The sum is done in float32 and rounded once to the base's type. What rounding costs is stated, not assumed: the logits
+of base + adapter and of the merged model are compared on the same tokens before the folder is said to be done.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from luthier.models.attention import Layout
 from luthier.models.policy import Policy
 
 BOUND = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 1.0}
-"""Largest change of a logit that rounding explains, by the type of the merged weights. bf16 keeps 8 bits: logits near 20 are
-spaced 0.125 apart, and an adapter's update can fall below the spacing of the weight that it is added to."""
+"""Largest change of a logit that rounding explains, by the type of the merged weights. bf16 keeps 8 bits: logits near
+20 are spaced 0.125 apart, and an adapter's update can fall below the spacing of the weight that it is added to."""
 
 
 @dataclass(frozen=True, slots=True)

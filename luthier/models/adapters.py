@@ -1,7 +1,7 @@
 """LoRA on a frozen model, and the choice of which weights are trained.
 
-Low-rank adaptation (Hu et al., arXiv 2106.09685, section 4.1): y = W x + s B A x, W frozen, A [r, in], B [out, r], B = 0 at the
-start, s = alpha / r, or alpha / sqrt(r) with rank stabilisation (Kalajdzievski, arXiv 2312.03732, equation 5).
+Low-rank adaptation (Hu et al., arXiv 2106.09685, section 4.1): y = W x + s B A x, W frozen, A [r, in], B [out, r], B =
+0 at the start, s = alpha / r, or alpha / sqrt(r) with rank stabilisation (Kalajdzievski, arXiv 2312.03732, equation 5).
 Files in PEFT's format are `models.peft_files`.
 """
 
@@ -22,8 +22,8 @@ from luthier.recipe import Adapter, Lora
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer with a trained low-rank update. The base may be `nn.Linear` or GPT-2's `Conv1D`, whose weight is
-    stored [in, out]."""
+    """A frozen linear layer with a trained low-rank update. The base may be `nn.Linear` or GPT-2's `Conv1D`, whose
+    weight is stored [in, out]."""
 
     def __init__(self, base: nn.Module, *, rank: int, scale: float, dropout: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class LoraLinear(nn.Module):
 
 
 class _LoraProduct(torch.autograd.Function):
-    """y = x W + b + s (x A^T) B^T with W [in, out] and b frozen; saves x and x A^T, adds in place, and orders the products of
-    the backward pass so that none is larger than rank x inputs or rank x outputs."""
+    """y = x W + b + s (x A^T) B^T with W [in, out] and b frozen; saves x and x A^T, adds in place, and orders the
+    products of the backward pass so that none is larger than rank x inputs or rank x outputs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -135,13 +135,14 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int, head: tuple[str, ..
 
 def targets(model: nn.Module, adapter: Lora, *, head: tuple[str, ...] = ()) -> list[str]:
     """Paths of the linear layers that the recipe means, in the model's order."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    whole = (*head, *adapter.modules_to_save)
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     linear = {
         path: module
         for path, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
         and module is not output
-        and not any(path == name or path.startswith(f"{name}.") for name in head)
+        and not any(f".{name}." in f".{path}." for name in whole)
     }
     if adapter.targets == "all-linear":
         chosen = list(linear)
@@ -151,7 +152,9 @@ def targets(model: nn.Module, adapter: Lora, *, head: tuple[str, ...] = ()) -> l
         if missing:
             names = sorted({p.rsplit(".", 1)[-1] for p in linear})
             raise RecipeError(
-                "adapter.targets: no linear layer has this name", got=", ".join(missing), do=f"there are {', '.join(names)}"
+                "adapter.targets: no linear layer has this name",
+                got=", ".join(missing),
+                do=f"there are {', '.join(names)}",
             )
     if adapter.layers is not None:
         count = len(layer_list(model))
@@ -168,7 +171,8 @@ def targets(model: nn.Module, adapter: Lora, *, head: tuple[str, ...] = ()) -> l
 def train_whole(model: nn.Module, name: str, *, leave_in: torch.dtype | None) -> None:
     """Trains the module `name` (a path or its last part) in full, in float32 whatever the rest computes in.
 
-    `leave_in` is the type of the frozen rest, which the module's output returns to; None where its output goes to no frozen layer.
+    `leave_in` is the type of the frozen rest, which the module's output returns to; None where its output goes to no
+    frozen layer.
 
     Raises:
         RecipeError: there is no such module, or its weight is tied to another that would silently change with it.
@@ -202,7 +206,10 @@ def _tied(model: nn.Module, module: nn.Module) -> bool:
     ours = {id(p) for p in module.parameters()}
     inside = {id(m) for m in module.modules()}
     return any(
-        id(parameter) in ours for other in model.modules() if id(other) not in inside for parameter in other.parameters(recurse=False)
+        id(parameter) in ours
+        for other in model.modules()
+        if id(other) not in inside
+        for parameter in other.parameters(recurse=False)
     )
 
 

@@ -85,7 +85,8 @@ def attend(
     sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls: query [B, h, T, d], key and value [B, k, T, d] -> [B, T, h, d]."""
+    """The attention function that transformers calls: query [B, h, T, d], key and value [B, k, T, d] -> [B, T, h,
+    d]."""
     layout: Layout | None = rest.pop(KEYWORD, None)
     unknown = [name for name, given in rest.items() if given is not None and name not in _HARMLESS]
     if unknown:
@@ -108,10 +109,10 @@ def attend(
         raise ModelError("packed documents stand in one row", where=type(module).__name__, got=f"{query.shape[0]} rows")
     if layout.cache is not None:
         _store(module, layout, key, value)
-    parts = [
-        _document(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], causal, scaling, dropout, sliding_window)
-        for a, b in pairwise(layout.bounds)
-    ]
+    # One split and not a slice for each document: a slice's backward pass fills a whole row with zeros every time.
+    lengths = [b - a for a, b in pairwise(layout.bounds)]
+    documents = zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True)
+    parts = [_document(q, k, v, causal, scaling, dropout, sliding_window) for q, k, v in documents]
     return torch.cat(parts, 2).transpose(1, 2), None
 
 
@@ -129,8 +130,8 @@ def _document(
 
 
 def _band(n: int, window: int, causal: bool, device: torch.device) -> Tensor:
-    """Who sees whom under a sliding window, [n, n]. The window counts the token itself (transformers' convention, which for
-    models that read both ways passes half the window plus one)."""
+    """Who sees whom under a sliding window, [n, n]. The window counts the token itself (transformers' convention, which
+    for models that read both ways passes half the window plus one)."""
     distance = torch.arange(n, device=device)[:, None] - torch.arange(n, device=device)[None, :]
     near = distance.abs() < window
     return near & (distance >= 0) if causal else near
@@ -150,7 +151,8 @@ def _decode(
 ) -> Tensor:
     """One new token in each row, against that row's cache: [B, 1, h, d]."""
     cache = layout.cache
-    assert cache is not None and q.shape[2] == 1
+    assert cache is not None
+    assert q.shape[2] == 1
     keys, values = cache.layer(module.layer_idx, k)  # type: ignore[arg-type]
     rows, at = torch.arange(cache.rows), cache.lengths_B
     keys[rows, :, at] = k[:, :, 0]

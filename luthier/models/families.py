@@ -1,9 +1,9 @@
-"""What differs between model families and cannot be read off the modules: where positions start, how a document becomes one
-vector for a sequence head, and how a head's logits are scaled.
+"""What differs between model families and cannot be read off the modules: where positions start, how a document becomes
+one vector for a sequence head, and how a head's logits are scaled.
 
 A model that `transformers` loads and that needs none of this needs no row here; `models.policy.verify` compares every
-model with its own forward pass before the first step, so a family that needs a row and has none is refused, not mistrained.
-Free of torch, so that a recipe can be checked without it.
+model with its own forward pass before the first step, so a family that needs a row and has none is refused, not
+mistrained. Free of torch, so that a recipe can be checked without it.
 """
 
 from __future__ import annotations

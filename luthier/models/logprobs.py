@@ -1,9 +1,9 @@
 """Log-probabilities of given tokens from hidden states, without keeping the logits of any of them.
 
-Rows are walked in tiles with the whole vocabulary in each, so a log-sum-exp is never summed over parts. Where the head is
-frozen the gradient of log p with respect to the hidden state is computed in the forward pass (it does not depend on the
-objective, which only scales it), one vocabulary product fewer than recomputing. Where it is trained, tiles are recomputed in
-the backward pass and the head's gradient is summed in float32 or wider.
+Rows are walked in tiles with the whole vocabulary in each, so a log-sum-exp is never summed over parts. Where the head
+is frozen the gradient of log p with respect to the hidden state is computed in the forward pass (it does not depend on
+the objective, which only scales it), one vocabulary product fewer than recomputing. Where it is trained, tiles are
+recomputed in the backward pass and the head's gradient is summed in float32 or wider.
 
 Shape suffixes:  N selected positions   H hidden size   V vocabulary
 """
@@ -22,7 +22,12 @@ TILE = 256
 
 
 def token_logprobs(
-    hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, *, bias_V: Tensor | None = None, softcap: float | None = None
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    target_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """log softmax(cap(h W^T + b))[target], [N] in float32 or wider.
 
@@ -43,9 +48,7 @@ def logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap:
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, h: Tensor, W: Tensor, target: Tensor, bias: Tensor | None, softcap: float | None
-    ) -> Tensor:
+    def forward(ctx: Any, h: Tensor, W: Tensor, target: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
         trained = W.requires_grad or (bias is not None and bias.requires_grad)
         differentiate = h.requires_grad or trained
         logprobs = wide(h.new_empty(0)).new_empty(len(target))

@@ -1,7 +1,7 @@
 """Adapters as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
 
-Only settings that differ from PEFT's defaults are written, lists sorted, so that equal adapters give equal files and older
-versions of PEFT can read them.
+Only settings that differ from PEFT's defaults are written, lists sorted, so that equal adapters give equal files and
+older versions of PEFT can read them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,14 @@ _UNDERSTOOD = {
     "revision", "peft_version", "init_lora_weights", "exclude_modules", "layers_pattern",
 }  # fmt: skip
 
+_SETTINGS_WITHOUT_EFFECT = {"megatron_core": "megatron.core", "qalora_group_size": 16}
+"""Defaults of PEFT that say something and change nothing."""
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "bias": ("none", None),
+    # Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ) change the base, so that the adapter belongs to other weights.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
+
 
 def save_adapter(folder: Path, model: nn.Module, adapter: Lora, *, base: str, head: tuple[str, ...] = ()) -> None:
     """Writes the adapter of `model` into `folder`.
@@ -49,9 +57,7 @@ def save_adapter(folder: Path, model: nn.Module, adapter: Lora, *, base: str, he
         "lora_alpha": int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
         "peft_type": "LORA",
         "r": adapter.rank,
-        "target_modules": sorted({path.rsplit(".", 1)[-1] for path, _ in layers})
-        if adapter.targets == "all-linear" and adapter.layers is None
-        else sorted(path for path, _ in layers),
+        "target_modules": _named([path for path, _ in layers], model),
         "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
     }
     if any(layer.transposed for _, layer in layers):
@@ -66,18 +72,25 @@ def save_adapter(folder: Path, model: nn.Module, adapter: Lora, *, base: str, he
     write_text(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def _named(paths: list[str], model: nn.Module) -> list[str]:
+    """The last parts of `paths` where they mean these layers and no others, else the whole paths."""
+    short = {path.rpartition(".")[2] for path in paths}
+    meant = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in short]
+    return sorted(short) if sorted(meant) == sorted(paths) else sorted(paths)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """PEFT's settings, refused where they ask for more than plain LoRA."""
     config: dict[str, Any] = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise ModelError("only LoRA adapters can be loaded", where=str(folder), got=str(config.get("peft_type")))
     # PEFT writes every default; a key that we do not know matters only where it says something.
-    unknown = {k: v for k, v in config.items() if k not in _UNDERSTOOD and v not in (None, False, {}, [], "none", 1, "")}
-    unknown = {k: v for k, v in unknown.items() if not (isinstance(v, dict) and not any(v.values()))}
-    if config.get("bias", "none") != "none":
-        unknown["bias"] = config["bias"]
+    unknown = {k for k, v in config.items() if k not in _UNDERSTOOD and v and _SETTINGS_WITHOUT_EFFECT.get(k) != v}
+    unknown |= {k for k, allowed in _ONLY.items() if k in config and config[k] not in allowed}
     if unknown:
-        raise ModelError("this adapter uses what Luthier does not implement", where=str(folder), got=", ".join(sorted(unknown)))
+        raise ModelError(
+            "this adapter uses what Luthier does not implement", where=str(folder), got=", ".join(sorted(unknown))
+        )
     return config
 
 
@@ -93,7 +106,9 @@ def load_adapter(folder: Path, model: nn.Module) -> Lora:
     missing = [p for p in paths if p not in dict(model.named_modules())]
     if missing:
         raise ModelError(
-            "this adapter belongs to another model", where=str(folder), got=f"{len(missing)} layers are not in it, such as {missing[0]}"
+            "this adapter belongs to another model",
+            where=str(folder),
+            got=f"{len(missing)} layers are not in it, such as {missing[0]}",
         )
     adapter = Lora(
         rank=config["r"],
@@ -101,7 +116,12 @@ def load_adapter(folder: Path, model: nn.Module) -> Lora:
         targets=paths,
         rslora=bool(config.get("use_rslora")),
         dropout=config.get("lora_dropout", 0.0),
-        modules_to_save=sorted(config.get("modules_to_save") or []),
+        # PEFT lists `classifier` and `score` for every classifier; it has tensors for the one that exists.
+        modules_to_save=[
+            name
+            for name in sorted(config.get("modules_to_save") or [])
+            if any(f".{name}." in f".{k}." for k in tensors)
+        ],
     )
     adapters.attach(model, adapter, seed=0)
     targets = dict(adapters.lora_layers(model))

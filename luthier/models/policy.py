@@ -1,7 +1,7 @@
 """A model as the loop, the evaluator and the sampler see it: batches in, signals out.
 
-`Policy` holds a transformers model whose attention is ours; `listen` gives what objectives need, `hidden` the states that the
-sampler goes on from, `verify` compares all of it with the model's own forward pass before anything is trained.
+`Policy` holds a transformers model whose attention is ours; `listen` gives what objectives need, `hidden` the states
+that the sampler goes on from, `verify` compares all of it with the model's own forward pass before anything is trained.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Policy:
 
 
 def policy(model: nn.Module, *, sequence: bool = False, fresh: tuple[str, ...] = ()) -> Policy:
-    """Gives a loaded model our attention. `sequence`: it carries a sequence head; `fresh`: modules that begin at random."""
+    """Gives a loaded model our attention. `sequence`: it carries a sequence head; `fresh`: modules that begin at
+    random."""
     attention.register()
     config: Any = model.config
     _implementation(model, attention.NAME)

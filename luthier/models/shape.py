@@ -1,4 +1,5 @@
-"""A model's sizes, read from its configuration file without torch: enough to plan a run and to estimate what it needs."""
+"""A model's sizes, read from its configuration file without torch: enough to plan a run and to estimate what it
+needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Signals to a summed loss: pure functions, one row each. `recipe/objective.py` has the settings under the same names."""
+"""Signals to a summed loss: pure functions, one row each. `recipe/objective.py` has the settings under the same
+names."""
 
 from luthier.objectives.contract import Objective
 from luthier.objectives.supervised import (

@@ -1,7 +1,8 @@
 """The contract of an objective: a summed loss, and the count of what it sums over, taken from the batch alone.
 
-The loop divides the sum by the count of the whole step, so how a step is cut into microbatches, packed rows or processes never
-changes its gradient. Whatever couples examples is computed before the step and travels as a column of the batch.
+The loop divides the sum by the count of the whole step, so how a step is cut into microbatches, packed rows or
+processes never changes its gradient. Whatever couples examples is computed before the step and travels as a column of
+the batch.
 """
 
 from __future__ import annotations

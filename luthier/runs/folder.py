@@ -1,11 +1,11 @@
 """Every path of a run, named once, and the ways its files are written: beside, then renamed.
 
-    RUN/asked.yaml         the recipe as it was given        RUN/data/             tokens and rows of each side
-    RUN/recipe.yaml        the resolved recipe               RUN/model/            adapter or weights, tokenizer, card
-    RUN/manifest.json      hashes, versions, seeds, parents  RUN/checkpoints/      what resume needs
-    RUN/events.jsonl       the journal                       RUN/evaluation.json   base against tuned
-    RUN/findings.json      what was seen in the data         RUN/predictions.jsonl one line an item and arm
-    RUN/derived.json       what was derived, and why         RUN/report.html       all of it on one page
+RUN/asked.yaml         the recipe as it was given        RUN/data/             tokens and rows of each side
+RUN/recipe.yaml        the resolved recipe               RUN/model/            adapter or weights, tokenizer, card
+RUN/manifest.json      hashes, versions, seeds, parents  RUN/checkpoints/      what resume needs
+RUN/events.jsonl       the journal                       RUN/evaluation.json   base against tuned
+RUN/findings.json      what was seen in the data         RUN/predictions.jsonl one line an item and arm
+RUN/derived.json       what was derived, and why         RUN/report.html       all of it on one page
 """
 
 from __future__ import annotations

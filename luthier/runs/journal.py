@@ -8,8 +8,9 @@ Events have `event` (its kind), `time` (seconds since 1970) and the values of th
     finding            the fields of `Finding`     stopped     step, reason
     evaluated          seconds                     finished    step, seconds
 
-After a resume at step k, step events above k that stand before it belong to work that was lost and done again;
-`read` leaves them out.
+After a start or a resume at step k, step events above k that stand before it belong to work that was lost and done
+again; `read` leaves them out. A second `created` stands where preparation was stopped and began anew: nothing before it
+counts.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ class Journal:
         """Appends one event and returns it."""
         record = {"event": event, "time": round(time.time(), 3), **values}
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        left = memoryview(line.encode("utf-8"))
         with storage(self.path):
-            self._file.write(line.encode("utf-8"))
+            # A disk that is nearly full takes a part of the line; asking again for the rest is what says so.
+            while left:
+                left = left[self._file.write(left) :]
         return record
 
     def close(self) -> None:
@@ -59,7 +63,9 @@ def read(path: Path) -> list[JSON]:
     """All events that count, in order: a torn last line and steps that were done again are left out."""
     events: list[JSON] = []
     for record in _lines(path):
-        if record["event"] == "resumed":
+        if record["event"] == "created":
+            events = []
+        if record["event"] in ("started", "resumed"):
             lost = ("step", "validation", "checkpoint", "stopped")
             events = [e for e in events if e["event"] not in lost or e.get("step", 0) <= record["step"]]
         events.append(record)

@@ -1,4 +1,5 @@
-"""manifest.json: what a run was made from, down to hashes and versions. Its presence says that preparation is finished."""
+"""manifest.json: what a run was made from, down to hashes and versions. Its presence says that preparation is
+finished."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The local engine: many prompts answered at once, with the same modules and the same attention as in training.
 
-Prompts are prefilled as one packed row; decoding goes on row by row without padding on the left; a row that ends makes room
-for the next prompt. A completion does not depend on its neighbours beyond rounding.
+Prompts are prefilled as one packed row; decoding goes on row by row without padding on the left; a row that ends makes
+room for the next prompt. A completion does not depend on its neighbours beyond rounding.
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ def _finish(row: _Row, decoding: Decoding) -> str | None:
     return "length" if len(row.tokens) >= decoding.max_new_tokens else None
 
 
-def _extended(
-    cache: KeyValues, prompts: Sequence[Sequence[int]], fresh: list[int], max_new_tokens: int
-) -> KeyValues:
+def _extended(cache: KeyValues, prompts: Sequence[Sequence[int]], fresh: list[int], max_new_tokens: int) -> KeyValues:
     """The cache with empty rows added for the new prompts."""
     capacity = max([cache.capacity, *(len(prompts[i]) + max_new_tokens for i in fresh)])
     cache.grow(capacity)

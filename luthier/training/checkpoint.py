@@ -1,4 +1,5 @@
-"""Checkpoints: everything that the next step depends on, written beside and renamed, so that one exists whole or not at all.
+"""Checkpoints: everything that the next step depends on, written beside and renamed, so that one exists whole or not at
+all.
 
     checkpoints/step-000120/  weights.safetensors    trained weights by name
                               moments.safetensors    AdamW's two moments by name
@@ -68,6 +69,7 @@ def save_checkpoint(
             }
             state = {**asdict(progress), "files": files}
             _write(beside / "state.json", json.dumps(state, indent=2).encode())
+            sync_directory(beside)
             if final.exists():
                 shutil.rmtree(final)
             os.rename(beside, final)
@@ -88,11 +90,13 @@ def load_checkpoint(
     """
     progress = inspect(folder)
     weights = load_file(folder / "weights.safetensors")
-    if set(weights) != set(parameters):
+    theirs = {(name, weight.shape) for name, weight in weights.items()}
+    ours = {(name, p.shape) for name, p in parameters.items()}
+    if theirs != ours:
         raise InputError(
             "this checkpoint belongs to other weights",
             where=str(folder),
-            got=f"{len(set(weights) ^ set(parameters))} names differ",
+            got=f"{len({name for name, _ in theirs ^ ours})} names or sizes differ",
             do="the run folder's recipe was changed; start a new run",
         )
     with torch.no_grad():
@@ -144,15 +148,26 @@ def listed(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if _NAME.match(p.name)), key=lambda p: int(p.name[5:]))
 
 
-def prune(folder: Path, *, keep: set[int], newest: int = 2) -> None:
-    """Removes all but the `newest` checkpoints and those of the steps in `keep`, and what a kill left half-written."""
+def prune(folder: Path, *, newest: int = 2) -> None:
+    """Removes all but the `newest` checkpoints and the best step of each of them (should the newest turn out damaged,
+    the one before it still has its best), and what a kill left half-written."""
     if not folder.exists():
         return
+    kept = listed(folder)[-newest:]
+    best = {_best_step(path) for path in kept}
     for path in listed(folder)[:-newest]:
-        if int(path.name[5:]) not in keep:
+        if int(path.name[5:]) not in best:
             shutil.rmtree(path)
     for path in folder.glob(".*.partial"):
         shutil.rmtree(path)
+
+
+def _best_step(path: Path) -> int | None:
+    try:
+        step: int | None = json.loads((path / "state.json").read_text(encoding="utf-8"))["best_step"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return step
 
 
 def _write(path: Path, data: bytes) -> str:

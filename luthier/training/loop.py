@@ -1,7 +1,8 @@
 """The loop: a generator of `StepReport`s. Console, journal, validation and early stopping are its consumers.
 
-It knows no algorithm (an objective is a pure function), no files and no progress bars. What a step does depends on the recipe,
-the step's number and the weights alone, so that a run may be stopped after any step and go on as if it had not been.
+It knows no algorithm (an objective is a pure function), no files and no progress bars. What a step does depends on the
+recipe, the step's number and the weights alone, so that a run may be stopped after any step and go on as if it had not
+been.
 """
 
 from __future__ import annotations
@@ -56,9 +57,7 @@ def train(
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(step, loss, norm)
         clip(parameters, norm, training.clip)
-        rate = rate_at(
-            step, len(source), peak=training.rate, warmup=training.warmup, schedule=training.schedule
-        )
+        rate = rate_at(step, len(source), peak=training.rate, warmup=training.warmup, schedule=training.schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate
         if units:
@@ -105,7 +104,7 @@ def _not_finite(step: int, loss: float, norm: float) -> NotFinite:
         "the loss or its gradient is not a finite number; the weights were left as they were",
         where=f"step {step + 1}",
         got=f"loss {loss}, gradient norm {norm}",
-        do="lower training.rate, look at the rows of this step (luthier show RUN --step), then luthier resume",
+        do="start a new run with a lower training.rate; where it comes back at the same step, look at the rows",
     )
 
 

@@ -22,7 +22,8 @@ def adamw(parameters: Mapping[str, nn.Parameter], training: Training, *, rate: f
 
 
 def rate_at(step: int, steps: int, *, peak: float, warmup: float, schedule: str) -> float:
-    """The rate of 0-based `step` out of `steps`: a linear rise over the first `warmup * steps`, then the schedule's decay.
+    """The rate of 0-based `step` out of `steps`: a linear rise over the first `warmup * steps`, then the schedule's
+    decay.
 
     The last step has a small rate that is not zero, so that no step is wasted.
     """

@@ -1,4 +1,5 @@
-"""A run folder, a packaged model or a model source, opened for answering: the model with its adapter, its tokenizer, its recipe."""
+"""A run folder, a packaged model or a model source, opened for answering: the model with its adapter, its tokenizer,
+its recipe."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def is_run(target: str) -> bool:
 
 
 def recipe_for(target: str, data: list[str], overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe under which `target` is evaluated on `data`: a run's own, with the data exchanged; all rows are test rows."""
+    """The recipe under which `target` is evaluated on `data`: a run's own, with the data exchanged; all rows are test
+    rows."""
     if is_run(target):
         tree = load(RunFolder(Path(target)).recipe).model_dump(mode="json")
     else:

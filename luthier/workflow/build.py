@@ -27,8 +27,8 @@ def head_of(recipe: Recipe) -> Head | None:
 
 
 def build_base(recipe: Recipe, origin: Origin) -> tuple[Policy, tuple[str, ...]]:
-    """The model before training (a new head is drawn from the recipe's seed), compared with its own forward pass; and what
-    is to be said of it."""
+    """The model before training (a new head is drawn from the recipe's seed), compared with its own forward pass; and
+    what is to be said of it."""
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     if origin.adapter is not None:

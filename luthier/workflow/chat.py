@@ -45,7 +45,9 @@ class Speaker:
         """
         given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         turns = [
-            Message(m["role"], m.get("content") or "", extra={k: v for k, v in m.items() if k not in ("role", "content")})
+            Message(
+                m["role"], m.get("content") or "", extra={k: v for k, v in m.items() if k not in ("role", "content")}
+            )
             for m in given
         ]
         renderer = Renderer(self.tokenizer)

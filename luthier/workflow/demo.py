@@ -1,4 +1,5 @@
-"""`luthier demo`: a real model, tuned on the support desk of an invented company, compared on questions in other words."""
+"""`luthier demo`: a real model, tuned on the support desk of an invented company, compared on questions in other
+words."""
 
 from __future__ import annotations
 

@@ -64,9 +64,7 @@ def evaluate_run(
 def _test_set(data: Path, side: str, recipe: Recipe, tokenizer: Any) -> TestSet:
     store = tokens.open_store(data / side)
     examples = ExampleStore(data)
-    return TestSet(
-        recipe, examples, store, Renderer(tokenizer), pick_rows(store, examples, recipe.evaluation.limit)
-    )
+    return TestSet(recipe, examples, store, Renderer(tokenizer), pick_rows(store, examples, recipe.evaluation.limit))
 
 
 def _ask(test: TestSet, policy: Policy, arm: str, *, base: bool, tell: Tell) -> list[JSON]:
@@ -151,4 +149,3 @@ def _same_tokens(ours: Any, theirs: Any, source: str) -> None:
             where=source,
             do="evaluate each by itself",
         )
-

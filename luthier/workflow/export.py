@@ -32,8 +32,8 @@ COMPARED_DOCUMENTS, COMPARED_TOKENS = 4, 256
 def export(root: Path, *, to: Literal["merged", "adapter"], out: Path, tell: Tell = silent) -> JSON:
     """Writes the model of a run into the new folder `out`, whole or not at all.
 
-    `merged` computes in float32 and saves float32: rounding to bf16 would lose part of a small update. Its logits are compared
-    with those of base and adapter, and the folder is read back and compared once more.
+    `merged` computes in float32 and saves float32: rounding to bf16 would lose part of a small update. Its logits are
+    compared with those of base and adapter, and the folder is read back and compared once more.
 
     Raises:
         InputError: `out` is not empty, or the run has no adapter to export.

@@ -1,4 +1,5 @@
-"""What a recipe leaves out is derived here from the model and the data; every value comes with its reason. Free of torch."""
+"""What a recipe leaves out is derived here from the model and the data; every value comes with its reason. Free of
+torch."""
 
 from __future__ import annotations
 
@@ -198,7 +199,8 @@ def label_list(recipe: Recipe, seen: set[str]) -> list[str]:
     missing = sorted(seen - set(labels))
     if missing:
         raise DataError(
-            "training rows have labels that objective.labels does not list", got=f"{len(missing)}: {', '.join(missing[:5])}"
+            "training rows have labels that objective.labels does not list",
+            got=f"{len(missing)}: {', '.join(missing[:5])}",
         )
     if isinstance(recipe.objective, Classify) and len(labels) < 2:
         raise DataError("a classifier needs at least two labels", got=f"{len(labels)} in the training rows")

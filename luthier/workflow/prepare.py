@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,14 +144,18 @@ def _render_all(
         rows = np.flatnonzero(loaded.sides == index)
         if len(rows) == 0:
             continue
-        pairs = counted(rows, f"rendering {side}", len(rows), tell)
+        pairs = counted(rows.tolist(), f"rendering {side}", len(rows), tell)
         sides[side] = tokens.write(
             folder / "data" / side, rendering.sequences(loaded.store, pairs, train=side == "train")
         )
+        if not sides[side].sequences:
+            # Every row was dropped: there is no such side.
+            shutil.rmtree(folder / "data" / side)
+            del sides[side]
     rendering.refuse_over_long()
     rendering.refuse_unrenderable()
     findings += rendering.findings()
-    if not sides.get("train", Written(0, 0, 0, 0)).sequences:
+    if "train" not in sides:
         raise DataError("no row is left to train on", do="raise training.max_length, or give more rows")
     plan.derive_numbers(
         deriver,
@@ -173,13 +178,12 @@ class _Rendering:
         labels = getattr(recipe.objective, "labels", None) or []
         self.index = {name: i for i, name in enumerate(labels)}
 
-    def sequences(
-        self, store: ExampleStore, rows: Iterator[int], *, train: bool
-    ) -> Iterator[tuple[int, Sequence]]:
+    def sequences(self, store: ExampleStore, rows: Iterator[int], *, train: bool) -> Iterator[tuple[int, Sequence]]:
         """(row, sequence) pairs of the rows that fit; one row of text may give several."""
         limit = self.recipe.training.max_length
         policy = self.recipe.training.on_over_long
-        assert limit is not None and policy is not None
+        assert limit is not None
+        assert policy is not None
         for row in rows:
             example = store[int(row)]
             try:
@@ -193,7 +197,9 @@ class _Rendering:
                 continue
             fitted = length.fit(sequence, limit, policy, frame=self.renderer.frame)
             if fitted.what != "kept":
-                self.over_long.setdefault(fitted.what, []).append(f"{_where(example)} ({len(sequence.tokens_T):,} tokens)")
+                self.over_long.setdefault(fitted.what, []).append(
+                    f"{_where(example)} ({len(sequence.tokens_T):,} tokens)"
+                )
             if fitted.sequence is not None:
                 if train:
                     self.answers.append(answer_tokens(fitted.sequence.weights_T))
@@ -328,9 +334,7 @@ def check(recipe: Recipe, *, tell: Tell = silent) -> Checked:
                 "lower training.microbatch_tokens (the result stays the same), or adapt with LoRA",
             )
         )
-    return Checked(
-        prepared.recipe, prepared.derived, findings, prepared.sides, estimate["steps"], estimate, sample
-    )
+    return Checked(prepared.recipe, prepared.derived, findings, prepared.sides, estimate["steps"], estimate, sample)
 
 
 def estimated(prepared: Prepared) -> dict[str, Any]:

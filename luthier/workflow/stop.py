@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM ask for a stop that loses nothing: the step at hand is finished and saved. A second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM ask for a stop that loses nothing: the step at hand is finished and saved. A second Ctrl-C stops
+at once."""
 
 from __future__ import annotations
 

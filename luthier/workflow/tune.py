@@ -1,8 +1,11 @@
-"""`tune` and `resume`: prepare, train, compare, package. Each stage leaves its result in the run folder, so that resume is
-"go on with the first stage that is not finished"."""
+"""`tune` and `resume`: prepare, train, compare, package. Each stage leaves its result in the run folder, so that resume
+is "go on with the first stage that is not finished"."""
 
 from __future__ import annotations
 
+import hashlib
+import math
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from luthier.data import templates, tokens
+from luthier.data.read import find
 from luthier.data.source import EpochSource, stream
-from luthier.errors import InputError, Interrupted
+from luthier.errors import InputError, Interrupted, NotFinite
 from luthier.models.adapters import trained
 from luthier.models.policy import Policy
 from luthier.models.sources import Origin
@@ -25,7 +29,7 @@ from luthier.runs.manifest import write_manifest
 from luthier.training.checkpoint import Progress, load_checkpoint, prune, save_checkpoint, usable
 from luthier.training.loop import mean_loss, peak_memory, train
 from luthier.training.optim import adamw
-from luthier.types import JSON, StepReport
+from luthier.types import JSON, Finding, StepReport
 from luthier.workflow.build import build
 from luthier.workflow.evaluate import evaluate_run
 from luthier.workflow.package import package
@@ -59,7 +63,6 @@ def tune(recipe: Recipe, root: Path, *, tell: Tell = silent) -> RunFolder:
     run = RunFolder.create(Path(root))
     write_text(run.asked, dump(recipe))
     with Journal(run.events) as journal:
-        tell(journal.write("created", run=str(run.root)))
         return _go(run, recipe, journal, tell)
 
 
@@ -71,6 +74,9 @@ def resume(root: Path, *, tell: Tell = silent) -> RunFolder:
     """
     run = RunFolder.open(Path(root))
     if any(event["event"] == "finished" for event in read(run.events)):
+        if not run.report.exists():
+            _describe(run)
+            return run
         raise InputError("this run is finished", where=str(root), do=f"luthier show {root}, or start a new run")
     with Journal(run.events) as journal:
         return _go(run, load(run.asked), journal, tell)
@@ -81,8 +87,10 @@ def _go(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell) -> RunFolde
         work = _reopen(run, journal, tell) if run.manifest.exists() else _begin(run, asked, journal, tell)
         began = time.perf_counter()
         policy, progress = _train(work, stop)
+        _heed(stop, run, "training is finished and saved")
         if work.recipe.evaluation.enabled and not run.evaluation.exists():
             evaluate_run(run, work.recipe, work.origin, work.tokenizer, policy, say=work.say, tell=tell)
+        _heed(stop, run, "training and evaluation are finished and saved")
         kept = progress.best_step or progress.step
         package(run, work.recipe, work.origin, work.tokenizer, policy)
         work.say(
@@ -106,7 +114,13 @@ def _describe(run: RunFolder) -> None:
     write_report(run)
 
 
+def _heed(stop: StopRequest, run: RunFolder, what: str) -> None:
+    if stop.wanted:
+        raise Interrupted(f"stopped; {what}", do=f"luthier resume {run.root}")
+
+
 def _begin(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell) -> Work:
+    tell(journal.write("created", run=str(run.root)))
     prepared = prepare(asked, run.root, tell=tell)
     work = Work(run, prepared.recipe, prepared.origin, prepared.tokenizer, journal, tell)
     write_text(run.recipe, dump(prepared.recipe))
@@ -138,9 +152,17 @@ def _begin(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell) -> Work:
 
 
 def _reopen(run: RunFolder, journal: Journal, tell: Tell) -> Work:
+    manifest = read_json(run.manifest)
+    if hashlib.sha256(run.recipe.read_bytes()).hexdigest() != manifest["recipe_sha256"]:
+        raise InputError(
+            "the recipe is not the one that this run began with",
+            where=str(run.recipe),
+            got="another hash than manifest.json",
+            do="undo the change, or start a new run with it",
+        )
     recipe = load(run.recipe)
     origin, tokenizer = find_model(recipe, tell)
-    if dict(origin.files) != read_json(run.manifest)["base"]["files"]:
+    if dict(origin.files) != manifest["base"]["files"]:
         raise InputError(
             "the base model is not the one that this run began with",
             where=recipe.model.source,
@@ -166,6 +188,7 @@ def base_facts(origin: Origin) -> JSON:
 
 def _data_facts(prepared: Prepared) -> list[JSON]:
     data = prepared.recipe.data
+    files = {side: find(getattr(data, side)).files for side in ("validation", "test")}
     return [
         {
             "file": file,
@@ -173,7 +196,7 @@ def _data_facts(prepared: Prepared) -> list[JSON]:
             "rows": count.good,
             "bad": count.bad,
             "dropped": count.dropped,
-            "side": next((side for side in ("validation", "test") if file in getattr(data, side)), "train"),
+            "side": next((side for side, names in files.items() if file in names), "train"),
         }
         for file, count in prepared.loaded.counts.items()
     ]
@@ -218,13 +241,15 @@ def _train(work: Work, stop: StopRequest) -> tuple[Policy, Progress]:
             work.say("step", **asdict(report))
             progress = _after_step(work, policy, report, progress, last=report.step == len(source))
             due = report.step % (training.checkpoint_every or 1) == 0
-            if due or progress.done or stop.wanted or progress.best_step == report.step:
+            # Read once: a signal that comes after the save would end the run without one.
+            wanted = stop.wanted
+            if due or progress.done or wanted or progress.best_step == report.step:
                 path = save_checkpoint(run.checkpoints, parameters, optimizer, progress)
                 work.say("checkpoint", step=progress.step, folder=path.name)
-                prune(run.checkpoints, keep={progress.best_step or progress.step})
+                prune(run.checkpoints)
             if progress.done:
                 break
-            if stop.wanted:
+            if wanted:
                 raise _interrupted(run, report.step, len(source))
     if progress.best_step not in (None, progress.step):
         load_checkpoint(run.checkpoints / f"step-{progress.best_step:06d}", parameters, None)
@@ -234,8 +259,9 @@ def _train(work: Work, stop: StopRequest) -> tuple[Policy, Progress]:
 def _restore(work: Work, parameters: Any, optimizer: Any) -> Progress:
     path, damaged = usable(work.run.checkpoints)
     for bad in damaged:
-        work.say("finding", rule="damaged_checkpoint", severity="warn", message=f"{bad.name} is damaged; the one before "
-                 "it is used", remedy="check the disk", examples=[], count=0)  # fmt: skip
+        message = f"{bad.name} is damaged and was removed; the one before it is used"
+        work.say("finding", **Finding("damaged_checkpoint", "warn", message, "check the disk").as_dict())
+        shutil.rmtree(bad)
     return load_checkpoint(path, parameters, optimizer) if path else Progress()
 
 
@@ -250,6 +276,13 @@ def _after_step(work: Work, policy: Policy, report: StepReport, progress: Progre
     store = tokens.open_store(folder)
     batches = stream(store, np.arange(len(store)), training.microbatch_tokens)
     loss = mean_loss(policy, batches, OBJECTIVES[work.recipe.objective.kind])  # type: ignore[union-attr]
+    if not math.isfinite(loss):
+        raise NotFinite(
+            "the validation loss is not a finite number",
+            where=f"step {report.step}",
+            got=f"loss {loss}",
+            do="start a new run with a lower training.rate",
+        )
     best = progress.best_loss is None or loss < progress.best_loss
     work.say("validation", step=report.step, loss=loss, best=best)
     if best:

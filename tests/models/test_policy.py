@@ -1,8 +1,8 @@
 """Packed rows, the supervised-only head and the fused adapter against plain transformers, one document at a time.
 
-The naive side shares no code with the fast side: attention written out as in the paper, full logits, `log_softmax`, autograd's
-own products. transformers' eager attention would not do: it takes its softmax in float32 whatever the model computes in.
-Shape suffixes:  T tokens  V vocabulary
+The naive side shares no code with the fast side: attention written out as in the paper, full logits, `log_softmax`,
+autograd's own products. transformers' eager attention would not do: it takes its softmax in float32 whatever the model
+computes in. Shape suffixes:  T tokens  V vocabulary
 """
 
 import numpy as np
@@ -95,7 +95,8 @@ def test_packed_loss_and_every_gradient_equal_one_document_at_a_time(tiny, famil
     batch = pack(sequences)
     loss = OBJECTIVES["supervised"].loss(policy(model).listen(batch), batch)
     loss.backward()
-    # Gemma's norms round to float32 inside, so a difference in the last bit of float64 can surface there as one of float32.
+    # Gemma's norms round to float32 inside, so a difference in the last bit of float64 can surface there as one of
+    # float32.
     tolerance = 1e-6 if family == "gemma3" else 1e-11
     torch.testing.assert_close(loss, naive, rtol=tolerance, atol=tolerance)
     assert_same(gradients(model), expected, tolerance)
@@ -106,9 +107,7 @@ def test_packed_scores_equal_one_document_at_a_time(tiny, family):
     model = tiny(family, dtype=torch.float64, head=Head(3, "single_label_classification", ("a", "b", "c"))).eval()
     sequences = documents([9, 3, 17, 5], model.config.vocab_size, labels=3)
     naively(model)
-    alone = torch.cat(
-        [model(input_ids=torch.from_numpy(s.tokens_T.astype(np.int64))[None]).logits for s in sequences]
-    )
+    alone = torch.cat([model(input_ids=torch.from_numpy(s.tokens_T.astype(np.int64))[None]).logits for s in sequences])
     batch = pack(sequences)
     packed = policy(model, sequence=True).listen(batch).scores_NC
     torch.testing.assert_close(packed, alone, rtol=1e-11, atol=1e-11)
