@@ -32,8 +32,10 @@ format: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python -m luthier.cli.reference
 
+# Needs the public data sets; benchmarks/workloads.py says which, and where they come from.
+DATA ?= ../shared/data
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	for job in banking77 gsm8k mts; do $(BIN)/python benchmarks/workloads.py $$job --data $(DATA) || exit 1; done
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Luthier needs Python 3.11 or newer, and none is on the path." >&2; \

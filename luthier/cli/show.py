@@ -74,14 +74,12 @@ def print_settings(record: RunRecord) -> None:
         f"data:   {', '.join(part(record.recipe, 'data').get('train') or [])}",
         f"learnt: {OBJECTIVES.get(str(learnt), learnt)}",
         f"with:   {adapter(record)}",
-        "",
-        *(words.side(event) for event in record.all("prepared")),
-        "",
-        *(words.derived(item) for item in record.derived),
-        "",
-        *words.findings(record.findings),
     ]
-    screen.print_lines([words.plain(line) for line in lines])
+    sides = [words.side(event) for event in record.all("prepared")]
+    derived = [words.derived(item) for item in record.derived]
+    for section in (lines, sides, derived, words.findings(record.findings)):
+        if section:
+            screen.print_lines([*(words.plain(line) for line in section), ""])
 
 
 def print_sampled(shown: Sampled) -> None:

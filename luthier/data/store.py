@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import weakref
 from array import array
 from collections.abc import Iterator, Mapping
@@ -79,7 +78,10 @@ class StoreWriter:
         self.folder = folder
         with storage(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            self._beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            # Always the same name: what a kill leaves is written over, and no copy of the rows stays behind.
+            self._beside = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(self._beside, ignore_errors=True)
+            self._beside.mkdir()
             self._file = (self._beside / _EXAMPLES).open("wb")
         self._offsets = array("q", [0])
 
@@ -101,7 +103,6 @@ class StoreWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             np.save(self._beside / _OFFSETS, np.frombuffer(self._offsets, dtype=np.int64), allow_pickle=False)
-            os.chmod(self._beside, 0o755)
             if (self.folder / _OFFSETS).exists():
                 shutil.rmtree(self.folder)
             os.replace(self._beside, self.folder)

@@ -168,6 +168,11 @@ def targets(model: nn.Module, adapter: Lora, *, head: tuple[str, ...] = ()) -> l
     return chosen
 
 
+def named(model: nn.Module, name: str) -> list[str]:
+    """Paths of the modules that `name` (a path or its last part) means."""
+    return [path for path, _ in model.named_modules() if path == name or path.endswith(f".{name}")]
+
+
 def train_whole(model: nn.Module, name: str, *, leave_in: torch.dtype | None) -> None:
     """Trains the module `name` (a path or its last part) in full, in float32 whatever the rest computes in.
 
@@ -177,7 +182,7 @@ def train_whole(model: nn.Module, name: str, *, leave_in: torch.dtype | None) ->
     Raises:
         RecipeError: there is no such module, or its weight is tied to another that would silently change with it.
     """
-    found = [path for path, _ in model.named_modules() if path == name or path.endswith(f".{name}")]
+    found = named(model, name)
     if not found:
         raise RecipeError("adapter.modules_to_save: there is no such module", got=name)
     for path in found:

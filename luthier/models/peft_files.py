@@ -47,7 +47,8 @@ def save_adapter(folder: Path, model: nn.Module, adapter: Lora, *, base: str, he
     for path, layer in layers:
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = layer.lora_A.detach().contiguous()
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = layer.lora_B.detach().contiguous()
-    whole = sorted({*head, *adapter.modules_to_save})
+    # Whole paths: PEFT takes `norm` for every module whose name ends in these letters.
+    whole = sorted({path for name in (*head, *adapter.modules_to_save) for path in adapters.named(model, name)})
     for name, parameter in adapters.trained(model).items():
         if ".lora_A" not in name and ".lora_B" not in name:
             tensors[_PREFIX + name] = parameter.detach().contiguous()

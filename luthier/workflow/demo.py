@@ -24,8 +24,14 @@ def demo_recipe() -> Recipe:
         {
             "model": {"source": MODEL},
             "data": {"train": [str(data / "train.jsonl")], "test": [str(data / "test.jsonl")]},
-            # The conversations are short and few: a higher rate than usual learns their facts in the minutes of a demo.
-            "training": {"epochs": 2, "rate": 1e-3, "patience": None, "validate_every": 20},
+            # The conversations are short and few: small steps at a higher rate than usual learn most in a demo's minutes.
+            "training": {
+                "epochs": 1.5,
+                "batch_examples": 4,
+                "rate": 1e-3,
+                "patience": None,
+                "validate_every": 35,
+            },
             "evaluation": {"max_new_tokens": 64, "batch": 32},
         },
         where="luthier demo",

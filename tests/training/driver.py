@@ -5,6 +5,7 @@ once. A job ends itself with `kill -9` before the n-th change to a file of its r
 matches, or at an event. Answers: one line with the child's wait status.
 """
 
+import importlib
 import json
 import os
 import re
@@ -77,8 +78,12 @@ def child(job):
 
 
 def main():
-
-    import luthier.workflow.tune  # noqa: F401
+    # Whatever a run imports on the way; children then need not.
+    for name in (
+        "luthier.workflow.tune", "luthier.report.page", "luthier.governance.card", "rouge_score.rouge_scorer",
+        "sacrebleu", "transformers.models.llama.modeling_llama", "ruamel.yaml", "scipy.stats",
+    ):  # fmt: skip
+        importlib.import_module(name)
 
     for line in sys.stdin:
         pid = os.fork()

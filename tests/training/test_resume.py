@@ -117,8 +117,7 @@ def assert_as_undisturbed(root, expected):
     found = result(root)
     for key, value in expected.items():
         assert found[key] == value, key
-    left = [p for p in root.rglob("*") if p.name.endswith(".partial")]
-    assert not left
+    assert not [p for p in root.rglob(".*")], "something half-written was left behind"
 
 
 def finish(do, root, job):
@@ -164,8 +163,11 @@ EVENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("adapter", ADAPTERS)
+# Whole weights take other code paths in checkpoints, packaging and the base's evaluation; the rest is the same.
+IN_FULL = ["a checkpoint's moments", "evaluation's result", "packaging", "packaging, rename"]
+
+
+@pytest.mark.parametrize(("adapter", "moment"), [*(("lora", m) for m in MOMENTS), *(("full", m) for m in IN_FULL)])
 def test_killed_before_a_file_changes(do, undisturbed, tmp_path, adapter, moment):
     base = undisturbed(adapter)
     root = tmp_path / "run"
@@ -175,8 +177,7 @@ def test_killed_before_a_file_changes(do, undisturbed, tmp_path, adapter, moment
     assert_as_undisturbed(root, base.result)
 
 
-@pytest.mark.parametrize("moment", EVENTS)
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize(("adapter", "moment"), [*(("lora", m) for m in EVENTS), ("full", "step 5"), ("full", "answers")])
 def test_killed_at_an_event(do, undisturbed, tmp_path, adapter, moment):
     base = undisturbed(adapter)
     root = tmp_path / "run"
@@ -333,7 +334,7 @@ def test_a_run_goes_on_without_its_data_files(do, saved_tiny, tmp_path):
 # A full disk
 
 
-@pytest.mark.parametrize("kilobytes", [60, 200, 330, 480, 600])
+@pytest.mark.parametrize("kilobytes", [60, 200, 330, 480])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(do, undisturbed, tmp_path, adapter, kilobytes):
     base = undisturbed(adapter)
