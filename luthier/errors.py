@@ -28,7 +28,10 @@ class LuthierError(Exception):
 
     def __str__(self) -> str:
         lines = [self.what]
-        lines += [f"  {name}: {value}" for name, value in self.parts() if value]
+        # A value that begins with a line break is a list, and stands below its name.
+        lines += [
+            f"  {name}:{'' if value.startswith(chr(10)) else ' '}{value}" for name, value in self.parts() if value
+        ]
         return "\n".join(lines)
 
     def parts(self) -> tuple[tuple[str, str], ...]:

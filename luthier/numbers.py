@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 THIN = "\u202f"
 """Narrow no-break space: groups digits and joins a number to its unit."""
 MINUS = "\u2212"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+LONGEST_SETTING = 60
+"""Characters of a setting that are shown."""
 
 
 def number(value: float | None) -> str:
@@ -92,3 +97,16 @@ def probability(p: float | None) -> str:
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else number(float(p))
+
+
+def setting(item: Any) -> str:
+    """A setting as people write it."""
+    if item is None or isinstance(item, bool):
+        return {None: "none", True: "yes", False: "no"}[item]
+    if isinstance(item, float):
+        return short(item) if item >= 1e-3 or item == 0 else f"{item:g}"
+    if isinstance(item, dict) and "kind" in item:
+        inner = ", ".join(f"{key} {setting(one)}" for key, one in item.items() if key != "kind")
+        return f"{item['kind']} ({inner})" if inner else str(item["kind"])
+    text = ", ".join(map(str, item)) or "none" if isinstance(item, (list, tuple)) else str(item)
+    return text if len(text) <= LONGEST_SETTING else f"{text[: LONGEST_SETTING - 1]}…"

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from luthier.masking import mask
-from luthier.numbers import memory, number, short, signed
+from luthier.numbers import memory, number, setting, short, signed
 
 JSON = dict[str, Any]
 SEVERITIES = {"block": "must be mended", "warn": "warning", "info": "note"}
 """Severity -> how a finding begins, gravest first."""
 PLACES = 3
 """Places of a finding that are named; the rest is counted."""
-LONGEST_VALUE = 60
 
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters except newline and tab, what turns the direction of writing, and lone surrogates."""
@@ -25,22 +24,9 @@ def plain(text: str) -> str:
     return _OBEYED.sub("\ufffd", text)
 
 
-def value(item: Any) -> str:
-    """A setting as people write it."""
-    if item is None or isinstance(item, bool):
-        return {None: "none", True: "yes", False: "no"}[item]
-    if isinstance(item, float):
-        return short(item) if item >= 1e-3 or item == 0 else f"{item:g}"
-    if isinstance(item, dict) and "kind" in item:
-        inner = ", ".join(f"{key} {value(one)}" for key, one in item.items() if key != "kind")
-        return f"{item['kind']} ({inner})" if inner else str(item["kind"])
-    text = ", ".join(map(str, item)) or "none" if isinstance(item, (list, tuple)) else str(item)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
-
-
 def derived(event: JSON) -> str:
     """`training.rate = 0.0002   (LoRA's usual rate)`."""
-    return plain(f"{event['key']} = {value(event['value'])}   ({event['why']})")
+    return plain(f"{event['key']} = {setting(event['value'])}   ({event['why']})")
 
 
 def findings(found: Iterable[JSON]) -> list[str]:

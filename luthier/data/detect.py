@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -272,6 +273,7 @@ def _suggestion(sample: Sequence[JSON], known: list[str]) -> str:
         elif by_name and by_name[0] != asked:
             answer = by_name[0]
     return (
-        f"say which column is asked and which is the answer, for example data.columns.prompt={asked} "
-        f"data.columns.completion={answer}; or data.columns.text and data.columns.label to classify; {formats}"
+        f"say which column is asked and which is the answer: -o {shlex.quote(f'data.columns.prompt={asked}')} "
+        f"-o {shlex.quote(f'data.columns.completion={answer}')}, or the other way round; "
+        f"or data.columns.text and data.columns.label to classify; {formats}"
     )

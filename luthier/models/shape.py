@@ -14,6 +14,9 @@ from luthier.models.sources import CONFIG, Origin, read_object
 _GGUF_FAMILIES = {"gemma3": "gemma3_text"}
 """GGUF's architecture names where they differ from transformers' `model_type`."""
 
+UNGATED = frozenset({"bert", "roberta", "xlm-roberta", "gpt2"})
+"""Families whose feed-forward part has two layers and not three."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -35,8 +38,16 @@ class Shape:
         """Weights of the linear layers of all blocks."""
         head = self.hidden // self.heads
         attention = 2 * self.hidden * (self.heads + self.key_value_heads) * head
-        gated = 2 if self.family in ("bert", "roberta", "xlm-roberta", "gpt2") else 3
+        gated = 2 if self.family in UNGATED else 3
         return self.layers * (attention + gated * self.hidden * self.intermediate)
+
+    def lora_weights(self, rank: int) -> int:
+        """Weights of an adapter on all linear layers of all blocks: rank times the inputs and outputs of each."""
+        head = self.hidden // self.heads
+        queries, keys = self.heads * head, self.key_value_heads * head
+        attention = 2 * (self.hidden + queries) + 2 * (self.hidden + keys)
+        inner = (2 if self.family in UNGATED else 3) * (self.hidden + self.intermediate)
+        return self.layers * rank * (attention + inner)
 
     @property
     def weights(self) -> int:

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from luthier.masking import mask
-from luthier.numbers import THIN, duration, fixed, memory, number, probability, short, signed
+from luthier.numbers import THIN, duration, fixed, memory, number, probability, setting, short, signed
 from luthier.report import comparison
 from luthier.report.figures import loss_curve, rate_curve
 from luthier.runs.folder import RunFolder, write_text
@@ -54,7 +54,9 @@ def render(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, fixed=fixed, signed=signed, probability=probability, raw=raw, short=short)
+    environment.filters.update(
+        number=number, fixed=fixed, signed=signed, probability=probability, setting=setting, short=short
+    )
     return environment.get_template("template.html.jinja").render(
         name=record.name,
         created=str(record.manifest.get("created", ""))[:10],
@@ -76,24 +78,6 @@ def render(record: RunRecord) -> str:
 def both(draw: Callable[[int], Markup], *, wide: int = WIDE, narrow: int = NARROW) -> Markup:
     """A figure in both widths."""
     return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(draw(wide), draw(narrow))
-
-
-def raw(value: object) -> str:
-    """A value as one writes it in a recipe."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def setting(value: object) -> str:
-    """A value of the recipe for people."""
-    if value is None:
-        return "not set"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return short(value)
-    if isinstance(value, list):
-        return ", ".join(map(setting, value)) or "none"
-    return str(value)
 
 
 def _key_figures(record: RunRecord) -> list[tuple[str, str]]:

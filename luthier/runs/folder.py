@@ -120,12 +120,20 @@ def storage(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                "the disk is full", where=str(where), do="free some space, then luthier resume; nothing saved is lost"
-            ) from error
+            raise _full(where) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EFBIG):
             raise StorageError("this cannot be written", where=str(where), got=error.strerror or "") from error
         raise
+    # safetensors and tokenizers are written in Rust: they raise types of their own and quote the system's error.
+    except Exception as error:
+        if f"(os error {errno.ENOSPC})" in str(error):
+            raise _full(where) from error
+        raise
+
+
+def _full(where: Path) -> StorageError:
+    do = "free some space, then luthier resume; nothing saved is lost"
+    return StorageError("the disk is full", where=str(where), do=do)
 
 
 def sync_directory(path: Path) -> None:

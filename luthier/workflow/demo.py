@@ -24,7 +24,7 @@ def demo_recipe() -> Recipe:
         {
             "model": {"source": MODEL},
             "data": {"train": [str(data / "train.jsonl")], "test": [str(data / "test.jsonl")]},
-            # The conversations are short and few: small steps at a higher rate than usual learn most in a demo's minutes.
+            # The conversations are short and few: small steps at a high rate learn most in a demo's minutes.
             "training": {
                 "epochs": 1.5,
                 "batch_examples": 4,

@@ -33,6 +33,9 @@ PRIMARY = {
     "classify_multi": "micro_f1",
     "regress": "squared_error",
 }
+MARGINS = dict.fromkeys(("rouge_l", "token_f1", "exact_match", "accuracy", "macro_f1", "micro_f1", "loss"), 0.02)
+MARGINS["chrf"] = 2.0
+"""The largest loss of quality that still counts as not worse; that of errors is a share of the base's, left open."""
 TASKS = {
     "supervised": "answers",
     "text": "text",
@@ -148,6 +151,9 @@ def derive_numbers(deriver: Deriver, *, positions: int, train_rows: int, answers
     deriver.fill("training.checkpoint_every", tree["training"]["validate_every"], "at every validation")
     deriver.fill("training.threads", machine.cores(), "the cores of this machine")
     deriver.fill("evaluation.primary", PRIMARY[kind], f"the usual measure of the objective {kind}")
+    primary = deriver.tree["evaluation"]["primary"]
+    if primary in MARGINS:
+        deriver.fill("evaluation.margin", MARGINS[primary], f"the usual margin of {primary}")
     if kind == "supervised":
         # An index and not an interpolated quantile: the value must not depend on floating-point habits.
         usual = sorted(answers)[int(0.95 * (len(answers) - 1))] if answers else 256

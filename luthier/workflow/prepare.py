@@ -347,8 +347,7 @@ def estimated(prepared: Prepared) -> dict[str, Any]:
     adapter = recipe.adapter
     assert adapter is not None
     if isinstance(adapter, Lora):
-        # Rank times the sum of a layer's inputs and outputs, for square-ish layers of the hidden and inner size.
-        trained = shape.layers * adapter.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.intermediate))
+        trained = shape.lora_weights(adapter.rank)
     else:
         trained = shape.weights
     average = train.tokens / train.sequences
@@ -366,7 +365,7 @@ def estimated(prepared: Prepared) -> dict[str, Any]:
     return {
         "memory_bytes": need.total,
         "machine_memory_bytes": machine.memory_bytes(),
-        "weights": shape.weights,
+        "weights": shape.weights + (trained if isinstance(adapter, Lora) else 0),
         "trained_weights": trained,
         "steps": steps,
         "tokens": round(train.tokens * steps / per_epoch),

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from luthier.cli.progress import Bars, Display, Lines
-from luthier.cli.words import bracketed, derived, findings, marked, plain, value
-from luthier.numbers import THIN
+from luthier.cli.words import bracketed, derived, findings, marked, plain
+from luthier.numbers import THIN, setting
 
 Event = dict[str, Any]
 
@@ -126,7 +126,7 @@ def test_events_that_nobody_shows_are_no_fault() -> None:
     ],
 )
 def test_values_are_written_for_people(given: object, said: str) -> None:
-    assert value(given) == said
+    assert setting(given) == said
 
 
 def test_what_is_learnt_stands_in_brackets() -> None:

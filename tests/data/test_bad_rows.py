@@ -83,7 +83,7 @@ FILES: dict[str, Bad] = {
         (
             "cannot be told",
             "dialogue, section_text",
-            "data.columns.prompt=dialogue data.columns.completion=section_text",
+            "-o data.columns.prompt=dialogue -o data.columns.completion=section_text",
         ),
     ),
     "two candidates": Bad(

@@ -354,4 +354,4 @@ def test_real_prompts_without_answers_are_bad_rows(tmp_path: Path, shared_data: 
 def test_real_columns_that_nobody_can_guess_are_asked_for(tmp_path: Path, shared_data: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(tmp_path, train=[str(shared_data / "mts-dialog" / "MTS-Dialog-TrainingSet.csv")])
-    assert "data.columns.prompt=dialogue data.columns.completion=section_text" in caught.value.do
+    assert "-o data.columns.prompt=dialogue -o data.columns.completion=section_text" in caught.value.do

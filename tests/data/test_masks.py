@@ -7,13 +7,13 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-from families import FAMILIES, Family, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data.render import Renderer, describe
 from luthier.errors import DataError
 from luthier.types import Conversation, Message, Provenance, Sequence
+from tests.data.families import FAMILIES, Family, tokenizer
 
 RENDERERS = {name: Renderer(tokenizer(family)) for name, family in FAMILIES.items()}
 EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import CHATML, FAMILIES, Family, encoder_tokenizer, tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from luthier.data.render import Renderer, describe
 from luthier.data.templates import PLAIN_TEMPLATE, check_template, ensure_template, unused_keys
 from luthier.errors import DataError, InputError, ModelError
 from luthier.types import Conversation, Labelled, Message, Provenance, Sequence, Text
+from tests.data.families import CHATML, FAMILIES, Family, encoder_tokenizer, tokenizer
 
 FROM = Provenance("chats.jsonl", 7, "0" * 32)
 EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())

@@ -36,7 +36,9 @@ def ours(model, *, head=False):
 def theirs(model):
     """What a plain forward pass gives."""
     with torch.no_grad():
-        return model.eval()(input_ids=TOKENS[None], attention_mask=torch.ones(1, len(TOKENS), dtype=torch.long)).logits[0]
+        return model.eval()(input_ids=TOKENS[None], attention_mask=torch.ones(1, len(TOKENS), dtype=torch.long)).logits[
+            0
+        ]
 
 
 def filled(model):
@@ -174,7 +176,9 @@ def test_a_setting_of_a_version_to_come_is_refused_by_name(tiny, tmp_path):
 @pytest.mark.parametrize(
     "config",
     [
-        peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+        peft.IA3Config(
+            target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        ),
         peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
     ],
     ids=["IA3", "prefix tuning"],

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,7 +178,9 @@ def test_killed_before_a_file_changes(do, undisturbed, tmp_path, adapter, moment
     assert_as_undisturbed(root, base.result)
 
 
-@pytest.mark.parametrize(("adapter", "moment"), [*(("lora", m) for m in EVENTS), ("full", "step 5"), ("full", "answers")])
+@pytest.mark.parametrize(
+    ("adapter", "moment"), [*(("lora", m) for m in EVENTS), ("full", "step 5"), ("full", "answers")]
+)
 def test_killed_at_an_event(do, undisturbed, tmp_path, adapter, moment):
     base = undisturbed(adapter)
     root = tmp_path / "run"
@@ -334,18 +337,45 @@ def test_a_run_goes_on_without_its_data_files(do, saved_tiny, tmp_path):
 # A full disk
 
 
-@pytest.mark.parametrize("kilobytes", [60, 200, 330, 480])
+@contextmanager
+def small_disk(place, kilobytes):
+    """A real disk of this size."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+    if (
+        sys.platform != "linux"
+        or os.geteuid() != 0
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("mounting a small disk needs root on Linux")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("room", [10_000, 60_000, 300_000])
+def test_a_disk_that_fills_up_while_the_model_is_packaged(do, undisturbed, tmp_path, room):
+    base = undisturbed("full")
+    with small_disk(tmp_path / "disk", 8000) as disk:
+        root = disk / "run"
+        do("tune", root, recipe=str(base.recipe), at={"event": "evaluated"}, signal="SIGKILL")
+        filler = disk / "filler"
+        filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - room))
+        ended = do("resume", root)
+        assert ended.code == 5, ended.out
+        assert "the disk is full" in ended.out
+        assert not RunFolder(root).model.exists()
+        filler.unlink()
+        assert do("resume", root).code == 0
+        assert_as_undisturbed(root, base.result)
+
+
+@pytest.mark.parametrize("kilobytes", [60, 200, 330])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(do, undisturbed, tmp_path, adapter, kilobytes):
     base = undisturbed(adapter)
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    options = f"size={kilobytes * (1 if adapter == 'lora' else 4)}k"
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
-    root = sys.platform == "linux" and os.geteuid() == 0
-    if not root or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk needs root on Linux")
-    try:
+    with small_disk(tmp_path / "disk", kilobytes * (1 if adapter == "lora" else 4)) as disk:
         root = disk / "run"
         ended = do("tune", root, recipe=str(base.recipe))
         assert ended.code == 5, ended.out
@@ -353,5 +383,3 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(do, undisturbed, t
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         finish(do, root, str(base.recipe))
         assert_as_undisturbed(root, base.result)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
