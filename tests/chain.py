@@ -69,11 +69,11 @@ def write_rows(path, rows):
     return path
 
 
-def recipe(model, data, **sections) -> Recipe:
+def recipe(model, rows, /, **sections) -> Recipe:
     """A recipe of a few quick steps; `sections` are merged into it one level deep."""
     tree = {
         "model": {"source": str(model), "precision": "fp32"},
-        "data": {"train": [str(data)], "split": {"validation": 0.15, "test": 0.15}},
+        "data": {"train": [str(rows)], "split": {"validation": 0.15, "test": 0.15}},
         "training": {"max_steps": 6, "batch_examples": 4, "threads": 1, "rate": 1e-2, "validate_every": 2},
         "evaluation": {"max_new_tokens": 8},
     }

@@ -242,7 +242,7 @@ class _Rendering:
             raise DataError(
                 f"{len(self.unrenderable)} rows cannot be rendered for this model",
                 got=_listing(self.unrenderable),
-                do="mend them, or data.on_bad_row: drop",
+                do="mend them, or data.on_bad_row: drop; where it is the template, model.template: plain writes every role",
             )
 
     def findings(self) -> list[Finding]:

@@ -84,7 +84,15 @@ def resume(root: Path, *, tell: Tell = silent) -> RunFolder:
 
 def _go(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell) -> RunFolder:
     with StopRequest() as stop:
-        work = _reopen(run, journal, tell) if run.manifest.exists() else _begin(run, asked, journal, tell)
+        if run.manifest.exists():
+            work = _reopen(run, journal, tell)
+        else:
+            try:
+                work = _begin(run, asked, journal, tell)
+            except InputError:
+                # Nothing was made yet but the refusal that the user now reads; the next try may take the same folder.
+                shutil.rmtree(run.root)
+                raise
         began = time.perf_counter()
         policy, progress = _train(work, stop)
         _heed(stop, run, "training is finished and saved")

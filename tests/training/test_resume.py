@@ -354,7 +354,7 @@ def small_disk(place, kilobytes):
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("room", [10_000, 60_000, 300_000])
+@pytest.mark.parametrize("room", [10_000, 60_000, 150_000])
 def test_a_disk_that_fills_up_while_the_model_is_packaged(do, undisturbed, tmp_path, room):
     base = undisturbed("full")
     with small_disk(tmp_path / "disk", 8000) as disk:
