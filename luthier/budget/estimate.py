@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 PYTHON_BYTES = 450e6
 """The interpreter with torch and transformers loaded; measured on Linux, torch 2.13, November 2026."""
-OPTIMIZER_BYTES = 16
-"""A weight trained with AdamW: itself, its gradient and two moments in float32."""
+OPTIMIZER_BYTES = 24
+"""A weight trained with AdamW: itself, its gradient and two moments in float32, and the two moments once more while a
+checkpoint is written."""
 HEAD_TILE = 256
 """Positions whose logits exist at once, in float32, about three copies of them."""
 

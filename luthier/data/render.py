@@ -166,6 +166,11 @@ class Renderer:
             asked = asked[:-1]
         if not asked:
             raise DataError("a prompt needs at least one message before the answer")
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                "this model has no chat template, so it cannot be asked anything",
+                do="a model of plain text is for `luthier evaluate`; to chat, train it on conversations",
+            )
         try:
             return self._encode(self._text(asked, tools, generate=True))[0]
         except (jinja2.TemplateError, TypeError) as error:

@@ -8,7 +8,7 @@ Shape suffixes:  N documents   C classes or outputs
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -157,6 +157,9 @@ def _answers(test: TestSet, policy: Policy, found: dict[int, JSON], progress: Ca
         prompts.append(test.renderer.prompt(example.messages, example.tools))
         found[row]["reference"] = reference_text(test, row)
         found[row]["prompt_tokens"] = len(prompts[-1])
+    positions = int(getattr(policy.model.config, "max_position_embeddings", 1 << 30))
+    room = max(1, positions - evaluation.max_new_tokens)
+    prompts = [cut_start(prompt, room, first=test.renderer.frame.first) for prompt in prompts]
     stop = frozenset(test.renderer.stop_tokens())
     decoding = Decoding(max_new_tokens=evaluation.max_new_tokens, stop=stop)
     progress(0, len(prompts))
@@ -168,6 +171,13 @@ def _answers(test: TestSet, policy: Policy, found: dict[int, JSON], progress: Ca
         progress(done, len(prompts))
 
 
+def cut_start(prompt: list[int], room: int, *, first: int | None) -> list[int]:
+    """The prompt's last `room` tokens, a leading BOS kept: an answer needs positions of its own."""
+    if len(prompt) <= room:
+        return prompt
+    return [prompt[0], *prompt[len(prompt) - room + 1 :]] if prompt[0] == first else prompt[-room:]
+
+
 def reference_text(test: TestSet, row: int) -> str:
     """The last assistant turn as the template writes it, without special tokens: tool calls included."""
     last = test.examples[row]
@@ -175,9 +185,8 @@ def reference_text(test: TestSet, row: int) -> str:
     message = last.messages[-1]
     if message.content and "tool_calls" not in message.extra:
         return message.content.strip()
-    sequence = test.tokens.sequence(int(np.flatnonzero(test.tokens.rows == row)[0]))
-    supervised = np.flatnonzero(sequence.weights_T)
-    gaps = np.flatnonzero(np.diff(supervised) > 1)
-    start = supervised[gaps[-1] + 1] if len(gaps) else supervised[0]
-    text = test.renderer.tokenizer.decode(sequence.tokens_T[start:].tolist(), skip_special_tokens=True)
-    return str(text).strip()
+    # Asked about is the last turn, whatever weight the row gives it.
+    turns = (*last.messages[:-1], replace(message, weight=None))
+    learnt = test.renderer.render(replace(last, messages=turns), turns="last")
+    supervised = learnt.tokens_T[np.flatnonzero(learnt.weights_T)]
+    return str(test.renderer.tokenizer.decode(supervised.tolist(), skip_special_tokens=True)).strip()

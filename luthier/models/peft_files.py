@@ -35,11 +35,20 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def save_adapter(folder: Path, model: nn.Module, adapter: Lora, *, base: str, head: tuple[str, ...] = ()) -> None:
+def save_adapter(
+    folder: Path,
+    model: nn.Module,
+    adapter: Lora,
+    *,
+    base: str,
+    revision: str | None = None,
+    head: tuple[str, ...] = (),
+) -> None:
     """Writes the adapter of `model` into `folder`.
 
     Args:
         base: what `base_model_name_or_path` says.
+        revision: the commit of a base on the hub.
         head: names of a sequence head's modules, saved whole.
     """
     tensors: dict[str, Tensor] = {}
@@ -61,6 +70,8 @@ def save_adapter(folder: Path, model: nn.Module, adapter: Lora, *, base: str, he
         "target_modules": _named([path for path, _ in layers], model),
         "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
     }
+    if revision is not None:
+        config["revision"] = revision
     if any(layer.transposed for _, layer in layers):
         config["fan_in_fan_out"] = True
     if adapter.rslora:
@@ -111,20 +122,21 @@ def load_adapter(folder: Path, model: nn.Module) -> Lora:
             where=str(folder),
             got=f"{len(missing)} layers are not in it, such as {missing[0]}",
         )
+    # PEFT lists `classifier` and `score` for every classifier; it has tensors for the one that exists.
+    whole = [
+        name for name in sorted(config.get("modules_to_save") or []) if any(f".{name}." in f".{k}." for k in tensors)
+    ]
+    # A classifier's whole modules end in scores, which stay in float32 as they were in training.
+    head = tuple(whole) if config.get("task_type") == "SEQ_CLS" else ()
     adapter = Lora(
         rank=config["r"],
         alpha=config["lora_alpha"],
         targets=paths,
         rslora=bool(config.get("use_rslora")),
         dropout=config.get("lora_dropout", 0.0),
-        # PEFT lists `classifier` and `score` for every classifier; it has tensors for the one that exists.
-        modules_to_save=[
-            name
-            for name in sorted(config.get("modules_to_save") or [])
-            if any(f".{name}." in f".{k}." for k in tensors)
-        ],
+        modules_to_save=[] if head else whole,
     )
-    adapters.attach(model, adapter, seed=0)
+    adapters.attach(model, adapter, seed=0, head=head)
     targets = dict(adapters.lora_layers(model))
     parameters = dict(model.named_parameters())
     with torch.no_grad():

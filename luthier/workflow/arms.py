@@ -58,7 +58,9 @@ def recipe_for(target: str, data: list[str], overrides: Sequence[str] = ()) -> R
         "limit": None,
         "split": {"by": "content", "validation": 0.0, "test": 0.0},
     }
-    tree.setdefault("training", {})["on_over_long"] = "cut_prompt" if is_run(target) else None
+    if is_run(target) and tree["objective"]["kind"] == "supervised":
+        # A question that is longer than any in training is still asked; documents are cut as they were in training.
+        tree["training"]["on_over_long"] = "cut_prompt"
     return build_recipe(override(tree, overrides), where="luthier evaluate")
 
 
@@ -93,12 +95,12 @@ def _resolve(place: str, recipe: Recipe) -> Origin:
 
 def open_tokenizer(place: str, origin: Origin, recipe: Recipe) -> Any:
     """The tokenizer that was saved beside a tuned model, or the model's own with the recipe's template."""
-    beside = origin.adapter
+    beside, allowed = origin.adapter, recipe.model.remote_code is not None
     if beside is not None and (beside / "tokenizer_config.json").exists():
         kept = Origin(str(beside), "folder", beside, files={})
-        tokenizer = load_tokenizer(kept, model=origin)
+        tokenizer = load_tokenizer(kept, model=origin, remote_code=allowed)
     else:
-        tokenizer = load_tokenizer(origin)
+        tokenizer = load_tokenizer(origin, remote_code=allowed)
     if recipe.objective is None or isinstance(recipe.objective, Supervised):
         templates.ensure_template(tokenizer, None if tokenizer.chat_template else recipe.model.template)
     return tokenizer
@@ -109,7 +111,8 @@ def _policy(origin: Origin, recipe: Recipe) -> Policy:
         torch.set_num_threads(recipe.training.threads)
     head = head_of(recipe)
     dtype = torch.bfloat16 if recipe.model.precision == "bf16" else torch.float32
-    model = load_model(origin, head=head, dtype=dtype, seed=recipe.training.seed).model
+    allowed = recipe.model.remote_code is not None
+    model = load_model(origin, head=head, dtype=dtype, seed=recipe.training.seed, remote_code=allowed).model
     if origin.adapter is not None:
         load_adapter(origin.adapter, model)
     return policy(model, sequence=head is not None)

@@ -16,10 +16,9 @@ from luthier.errors import InputError
 from luthier.evaluation.compare import compare
 from luthier.evaluation.run import TestSet, items, pick_rows
 from luthier.evaluation.scorers import score_items
-from luthier.models.adapters import lora_layers
 from luthier.models.policy import Policy
 from luthier.models.sources import Origin
-from luthier.recipe import Recipe
+from luthier.recipe import Lora, Recipe
 from luthier.runs.folder import RunFolder, write_json, write_text
 from luthier.types import JSON
 from luthier.workflow.build import build_base
@@ -47,13 +46,14 @@ def evaluate_run(
     began = time.perf_counter()
     test = _test_set(run.root / "data", "test", recipe, tokenizer)
     tuned = _ask(test, policy, "tuned", base=False, tell=tell)
-    # An adapter is switched off; weights trained in full, and a new head, are read again.
-    if any(True for _ in lora_layers(policy.model)) and policy.head is None:
+    # An adapter alone is switched off; where weights were trained whole, or a head is new, the base is read again.
+    alone = isinstance(recipe.adapter, Lora) and not recipe.adapter.modules_to_save and policy.head is None
+    if alone:
         base = _ask(test, policy, "base", base=True, tell=tell)
     else:
         untouched, _ = build_base(recipe, origin)
         base = _ask(test, untouched, "base", base=False, tell=tell)
-    result = _compared(recipe, base, tuned, names=(recipe.model.source, run.root.name))
+    result = _compared(test, base, tuned, names=(recipe.model.source, run.root.name))
     if policy.head is not None:
         result["notes"].append("the base has no trained head: its answers are those of a new one, drawn at random")
     _write(run.predictions, [*base, *tuned])
@@ -75,7 +75,8 @@ def _ask(test: TestSet, policy: Policy, arm: str, *, base: bool, tell: Tell) -> 
     return score_items(items(test, policy, arm=arm, base=base, progress=progress), task)  # type: ignore[arg-type]
 
 
-def _compared(recipe: Recipe, base: list[JSON] | None, tuned: list[JSON], *, names: tuple[str, str]) -> JSON:
+def _compared(test: TestSet, base: list[JSON] | None, tuned: list[JSON], *, names: tuple[str, str]) -> JSON:
+    recipe = test.recipe
     evaluation = recipe.evaluation
     task = TASKS[recipe.objective.kind]  # type: ignore[union-attr]
     written = any(item["answer"] is not None for item in tuned)
@@ -86,9 +87,21 @@ def _compared(recipe: Recipe, base: list[JSON] | None, tuned: list[JSON], *, nam
         primary=evaluation.primary if written or task == "text" else "loss",
         margin=evaluation.margin if written or task == "text" else None,
         confidence=evaluation.confidence,
+        clusters=_groups(test, tuned),
         labels=getattr(recipe.objective, "labels", None),
         names=names,
     )
+
+
+def _groups(test: TestSet, items: list[JSON]) -> dict[str, str] | None:
+    """The group of each item where rows were split by group: rows of one customer are not independent of each other."""
+    split = test.recipe.data.split
+    if split.by != "group" or split.column is None:
+        return None
+    groups = [test.examples[item["row"]].columns.get(split.column) for item in items]
+    if len({item["id"] for item in items}) < len(items) or any(group is None for group in groups):
+        return None
+    return {item["id"]: str(group) for item, group in zip(items, groups, strict=True)}
 
 
 def _write(path: Path, rows: list[JSON]) -> None:
@@ -127,15 +140,15 @@ def evaluate(
         test = _test_set(folder / "data", "train", resolved, tuned_arm.tokenizer)
         tuned = _ask(test, tuned_arm.policy, "tuned", base=False, tell=tell)
         base = None
-        other = against
-        if against == "base":
-            other = resolved.model.source
-        if other is not None:
+        if against is not None:
+            # The base of a run is asked as the run was: with its tokenizer and template.
+            other = resolved.model.source if against == "base" else against
             base_arm = open_arm(other, resolved, None, tell=tell)
-            theirs = TestSet(resolved, test.examples, test.tokens, Renderer(base_arm.tokenizer), test.rows)
-            _same_tokens(tuned_arm.tokenizer, base_arm.tokenizer, other)
+            tokenizer = tuned_arm.tokenizer if against == "base" else base_arm.tokenizer
+            _same_tokens(tuned_arm.tokenizer, tokenizer, other)
+            theirs = TestSet(resolved, test.examples, test.tokens, Renderer(tokenizer), test.rows)
             base = _ask(theirs, base_arm.policy, "base", base=False, tell=tell)
-        result = _compared(resolved, base, tuned, names=(against or "", target))
+        result = _compared(test, base, tuned, names=(against or "", target))
     if out is not None:
         _write(out / "predictions.jsonl", [*(base or []), *tuned])
         write_json(out / "evaluation.json", result)

@@ -39,7 +39,8 @@ def save_model(folder: Path, recipe: Recipe, origin: Origin, policy: Policy) -> 
     """Adapter in PEFT's format, or whole weights in transformers'."""
     if isinstance(recipe.adapter, Lora):
         base = str(origin.path) if origin.kind == "folder" else origin.source
-        save_adapter(folder, policy.model, recipe.adapter, base=base, head=head_modules(policy))
+        revision = origin.revision if origin.kind == "hub" else None
+        save_adapter(folder, policy.model, recipe.adapter, base=base, revision=revision, head=head_modules(policy))
     else:
         save_whole(folder, policy)
 

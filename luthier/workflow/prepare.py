@@ -242,7 +242,7 @@ class _Rendering:
             raise DataError(
                 f"{len(self.unrenderable)} rows cannot be rendered for this model",
                 got=_listing(self.unrenderable),
-                do="mend them, or data.on_bad_row: drop; where it is the template, model.template: plain writes every role",
+                do="mend them, or data.on_bad_row: drop; or model.template: plain, which writes every role",
             )
 
     def findings(self) -> list[Finding]:
@@ -253,7 +253,7 @@ class _Rendering:
                 "warn",
                 f"{len(rows)} examples are longer than {self.recipe.training.max_length} tokens and were {words[what]}",
                 "raise training.max_length if what is lost matters",
-                tuple(rows),
+                tuple(rows[:LISTED]),
                 len(rows),
             )
             for what, rows in self.over_long.items()
@@ -266,7 +266,7 @@ class _Rendering:
                     "warn",
                     f"{len(self.unrenderable)} rows cannot be rendered for this model and were left out",
                     "mend them; data.on_bad_row: refuse stops the run instead",
-                    tuple(self.unrenderable),
+                    tuple(self.unrenderable[:LISTED]),
                     len(self.unrenderable),
                 )
             )

@@ -3,6 +3,7 @@ is "go on with the first stage that is not finished"."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import shutil
@@ -63,7 +64,22 @@ def tune(recipe: Recipe, root: Path, *, tell: Tell = silent) -> RunFolder:
     run = RunFolder.create(Path(root))
     write_text(run.asked, dump(recipe))
     with Journal(run.events) as journal:
-        return _go(run, recipe, journal, tell)
+        try:
+            return _go(run, recipe, journal, tell)
+        except InputError:
+            if not run.manifest.exists():
+                _take_back(run)
+            raise
+
+
+def _take_back(run: RunFolder) -> None:
+    """Empties the folder of a run that was refused before it was prepared, so that the next try may take it."""
+    for path in (run.asked, run.events):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(run.root / "data", ignore_errors=True)
+    # What else lies there is not ours, and the folder may be a mount or the one that the command runs in.
+    with contextlib.suppress(OSError):
+        run.root.rmdir()
 
 
 def resume(root: Path, *, tell: Tell = silent) -> RunFolder:
@@ -84,15 +100,7 @@ def resume(root: Path, *, tell: Tell = silent) -> RunFolder:
 
 def _go(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell) -> RunFolder:
     with StopRequest() as stop:
-        if run.manifest.exists():
-            work = _reopen(run, journal, tell)
-        else:
-            try:
-                work = _begin(run, asked, journal, tell)
-            except InputError:
-                # Nothing was made yet but the refusal that the user now reads; the next try may take the same folder.
-                shutil.rmtree(run.root)
-                raise
+        work = _reopen(run, journal, tell) if run.manifest.exists() else _begin(run, asked, journal, tell)
         began = time.perf_counter()
         policy, progress = _train(work, stop)
         _heed(stop, run, "training is finished and saved")

@@ -1,4 +1,4 @@
-"""The local engine against transformers' own `generate`, the training forward pass and the distribution it draws from."""
+"""The local engine against `generate` of transformers, the training pass and the distribution it draws from."""
 
 from collections import Counter
 

@@ -227,6 +227,11 @@ def assert_nothing_lost(tiny, ours, place, make_room):
     assert third.run(4, 8) == rest
 
 
+def _write_until_full(file):
+    while True:
+        file.write(b"x" * 4096)
+
+
 def test_a_full_disk_costs_nothing_that_was_saved(tiny, small_disk):
     ours = Engine(tiny, Full())
     ours.run(0, 3)
@@ -237,8 +242,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tiny, small_disk):
             filler.unlink()
             return
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-            while True:
-                file.write(b"x" * 4096)
+            _write_until_full(file)
         os.truncate(filler, filler.stat().st_size - 65_536)
 
     assert_nothing_lost(tiny, ours, small_disk, make_room)

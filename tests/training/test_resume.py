@@ -118,7 +118,7 @@ def assert_as_undisturbed(root, expected):
     found = result(root)
     for key, value in expected.items():
         assert found[key] == value, key
-    assert not [p for p in root.rglob(".*")], "something half-written was left behind"
+    assert not list(root.rglob(".*")), "something half-written was left behind"
 
 
 def finish(do, root, job):

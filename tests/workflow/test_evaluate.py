@@ -76,7 +76,9 @@ def test_one_arm_alone_has_values_and_no_verdict(tuned, tmp_path, kind):
 
 def test_a_model_that_was_never_tuned_is_evaluated(saved_tiny, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", conversations(6))
-    found = evaluate(str(saved_tiny("llama")), [str(data)], overrides=["evaluation.max_new_tokens=4", "training.threads=1"])
+    found = evaluate(
+        str(saved_tiny("llama")), [str(data)], overrides=["evaluation.max_new_tokens=4", "training.threads=1"]
+    )
     assert found["items"] == 6
     assert found["task"] == "answers"
 
@@ -85,7 +87,7 @@ def test_a_model_that_was_never_tuned_is_evaluated(saved_tiny, tmp_path):
 def test_a_packaged_model_is_evaluated_without_its_run(tuned, tmp_path, kind):
     run = tuned(kind)
     data = held_back(run, tmp_path, KINDS[kind][1])
-    overrides = ["evaluation.max_new_tokens=8", "training.threads=1"]
+    overrides = ["evaluation.max_new_tokens=8", "training.threads=1", "model.precision=fp32"]
     found = evaluate(str(run.model), [str(data)], overrides=overrides)
     expected = {m["name"]: m["tuned"] for m in read_json(run.evaluation)["metrics"]}
     assert {m["name"]: m["tuned"] for m in found["metrics"]} == pytest.approx(expected, rel=1e-6)
