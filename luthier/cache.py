@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from luthier.runs.folder import storage, sync_directory
+from luthier.runs.folder import storage, sync
 
 _REMEMBERED_FROM = 1 << 20
 """Bytes from which a hash is remembered: a smaller file is hashed faster than a memory of it is read."""
@@ -57,11 +57,11 @@ def fill(target: Path) -> Iterator[Path]:
             yield part
             for path in part.rglob("*"):
                 if path.is_file():
-                    _sync(path)
+                    sync(path)
             part.chmod(0o755)
             if not target.exists():
                 os.rename(part, target)
-                sync_directory(target.parent)
+                sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -99,14 +99,6 @@ def _remember(memory: Path, text: str) -> None:
         part.replace(memory)
     except OSError:
         return
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sweep(folder: Path) -> None:

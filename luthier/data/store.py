@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import InputError
-from luthier.runs.folder import storage, sync_directory
+from luthier.runs.folder import storage, sync
 from luthier.types import JSON, Conversation, Example, Labelled, Message, Provenance, Text
 
 _EXAMPLES, _OFFSETS = "examples.jsonl", "offsets.npy"
@@ -106,7 +106,7 @@ class StoreWriter:
             if (self.folder / _OFFSETS).exists():
                 shutil.rmtree(self.folder)
             os.replace(self._beside, self.folder)
-            sync_directory(self.folder.parent)
+            sync(self.folder.parent)
         return ExampleStore(self.folder)
 
     def __enter__(self) -> StoreWriter:

@@ -7,7 +7,6 @@ labels.npy   float32 [sequences, C]    (C = 0 without labels)
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.runs.folder import storage, sync_directory
+from luthier.runs.folder import storage, sync
 from luthier.types import Sequence
 
 
@@ -64,11 +63,10 @@ def write(folder: Path, sequences: Iterable[tuple[int, Sequence]]) -> Written:
         beside.mkdir(parents=True)
         written = _write_arrays(beside, sequences)
         for path in beside.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(beside, folder)
-        sync_directory(folder.parent)
+        sync(folder.parent)
     return written
 
 
@@ -88,9 +86,7 @@ def _write_arrays(folder: Path, sequences: Iterable[tuple[int, Sequence]]) -> Wr
     width = len(labels[0]) if labels else 0
     np.save(folder / "labels.npy", np.asarray(labels, dtype=np.float32).reshape(len(rows), width))
     lengths = np.diff(np.asarray(offsets))
-    written = Written(len(rows), offsets[-1], supervised, int(lengths.max()) if len(lengths) else 0)
-    (folder / "summary.json").write_text(json.dumps(written._asdict()))
-    return written
+    return Written(len(rows), offsets[-1], supervised, int(lengths.max()) if len(lengths) else 0)
 
 
 def open_store(folder: Path) -> TokenStore:
@@ -109,8 +105,3 @@ def open_store(folder: Path) -> TokenStore:
         rows=np.load(folder / "rows.npy"),
         labels=np.load(folder / "labels.npy"),
     )
-
-
-def summary(folder: Path) -> Written:
-    """What `write` returned for this store."""
-    return Written(**json.loads((folder / "summary.json").read_text()))

@@ -242,7 +242,7 @@ def _scores(items: Sequence[Item], name: str) -> list[float]:
 
 def _own_margin(scorer: Scorer, pairs: _Pairs, base: float) -> float:
     """The measure's margin in its units; errors of numbers have theirs as a share of the base's error."""
-    if scorer.unit not in ("squared", "absolute"):
+    if not scorer.relative:
         return scorer.margin
     if pairs.base is None:
         return math.nan

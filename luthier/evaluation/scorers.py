@@ -47,9 +47,14 @@ class Scorer(NamedTuple):
     whole set only, never a mean over items."""
     margin: float
     """Largest loss of quality that counts as `not worse` unless the recipe says otherwise: in `unit`, or for errors of
-    numbers (`unit` squared or absolute) as a share of the base's error."""
+    numbers (`relative`) as a share of the base's error."""
     function: Callable[[Any, Any], float] | None = None
     """(answer, reference) -> score of one item, for the kinds binary and mean."""
+
+    @property
+    def relative(self) -> bool:
+        """Whether `margin` is a share of the base's error."""
+        return self.unit in ("squared", "absolute")
 
 
 # Of one answer

@@ -22,7 +22,7 @@ class Training(Part):
     rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate. Left out: 2e-4 for LoRA, 2e-5 for full fine-tuning, 1e-4 for a classifier in full."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the decay after the warm-up, to zero at the last step."""
+    """Shape of the decay after the warm-up, towards zero at the end."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps over which the rate rises from zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

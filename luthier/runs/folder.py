@@ -88,10 +88,8 @@ class RunFolder:
         Raises:
             InputError: something is there already; nothing is ever overwritten unasked.
         """
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            run = cls(root)
-            do = f"luthier resume {root}" if run.events.exists() else "choose another --run"
-            raise InputError("this folder is not empty", where=str(root), do=f"{do}, or remove it yourself")
+        do = f"luthier resume {root}" if cls(root).events.exists() else "choose another --run"
+        refuse_filled(root, do=f"{do}, or remove it yourself")
         with storage(root):
             root.mkdir(parents=True, exist_ok=True)
         return cls(root)
@@ -111,6 +109,16 @@ class RunFolder:
                 "this folder holds no run", where=str(root), got="no asked.yaml and events.jsonl", do="luthier runs"
             )
         return run
+
+
+def refuse_filled(folder: Path, *, do: str) -> None:
+    """Nothing is ever overwritten unasked.
+
+    Raises:
+        InputError: something is there already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("this folder is not empty", where=str(folder), do=do)
 
 
 @contextmanager
@@ -136,8 +144,8 @@ def _full(where: Path) -> StorageError:
     return StorageError("the disk is full", where=str(where), do=do)
 
 
-def sync_directory(path: Path) -> None:
-    """Makes a rename inside `path` survive a power cut."""
+def sync(path: Path) -> None:
+    """Makes a file's content, or the renames inside a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -164,7 +172,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from luthier.errors import InputError
-from luthier.runs.folder import storage, sync_directory
+from luthier.runs.folder import storage, sync
 
 _NAME = re.compile(r"step-(\d{6,})$")
 
@@ -69,14 +69,14 @@ def save_checkpoint(
             }
             state = {**asdict(progress), "files": files}
             _write(beside / "state.json", json.dumps(state, indent=2).encode())
-            sync_directory(beside)
+            sync(beside)
             if final.exists():
                 shutil.rmtree(final)
             os.rename(beside, final)
         except OSError:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        sync_directory(folder)
+        sync(folder)
     return final
 
 

@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from luthier.data import templates
 from luthier.errors import InputError
 from luthier.models import sources
-from luthier.models.load import load_model, load_tokenizer
-from luthier.models.peft_files import load_adapter
-from luthier.models.policy import Policy, policy
+from luthier.models.load import load_tokenizer
+from luthier.models.policy import Policy
 from luthier.models.sources import Origin
 from luthier.recipe import Recipe, Supervised
 from luthier.recipe.load import build as build_recipe
 from luthier.recipe.load import load, override
 from luthier.runs.folder import RunFolder
-from luthier.workflow.build import head_of
+from luthier.workflow.build import open_policy
 from luthier.workflow.prepare import prepare
 from luthier.workflow.tell import Tell
 
@@ -30,9 +27,7 @@ from luthier.workflow.tell import Tell
 class Arm:
     """A model that can be asked."""
 
-    name: str
     recipe: Recipe
-    origin: Origin
     tokenizer: Any
     policy: Policy
 
@@ -80,7 +75,8 @@ def open_arm(target: str, recipe: Recipe, folder: Path | None, *, tell: Tell) ->
     if folder is not None:
         recipe = prepare(recipe, folder, tell=tell).recipe
     tokenizer = open_tokenizer(place, origin, recipe)
-    return Arm(target, recipe, origin, tokenizer, _policy(origin, recipe))
+    policy, _ = open_policy(recipe, origin)
+    return Arm(recipe, tokenizer, policy)
 
 
 def _resolve(place: str, recipe: Recipe) -> Origin:
@@ -104,18 +100,3 @@ def open_tokenizer(place: str, origin: Origin, recipe: Recipe) -> Any:
     if recipe.objective is None or isinstance(recipe.objective, Supervised):
         templates.ensure_template(tokenizer, None if tokenizer.chat_template else recipe.model.template)
     return tokenizer
-
-
-def _policy(origin: Origin, recipe: Recipe) -> Policy:
-    if recipe.training.threads is not None:
-        torch.set_num_threads(recipe.training.threads)
-    head = head_of(recipe)
-    dtype = torch.bfloat16 if recipe.model.precision == "bf16" else torch.float32
-    allowed = recipe.model.remote_code is not None
-    model = load_model(origin, head=head, dtype=dtype, seed=recipe.training.seed, remote_code=allowed).model
-    if origin.adapter is not None:
-        load_adapter(origin.adapter, model)
-    return policy(model, sequence=head is not None)
-
-
-__all__ = ["Arm", "is_run", "open_arm", "open_tokenizer", "recipe_for"]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from luthier.errors import ModelError
 from luthier.models import adapters
 from luthier.models.load import Head, load_model
+from luthier.models.peft_files import load_adapter
 from luthier.models.policy import Policy, policy, verify
 from luthier.models.sources import Origin
 from luthier.recipe import Classify, ClassifyMulti, Recipe, Regress
-
-Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 def head_of(recipe: Recipe) -> Head | None:
@@ -26,25 +25,36 @@ def head_of(recipe: Recipe) -> Head | None:
     return Head(1, "regression") if isinstance(objective, Regress) else None
 
 
+def open_policy(recipe: Recipe, origin: Origin, *, dtype: torch.dtype | None = None) -> tuple[Policy, tuple[str, ...]]:
+    """The model of `origin`, with its adapter where it has one, under the recipe's threads, head and precision; and
+    what is to be said of it.
+
+    Args:
+        dtype: instead of the recipe's precision.
+    """
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
+    if dtype is None:
+        dtype = torch.bfloat16 if recipe.model.precision == "bf16" else torch.float32
+    head, allowed = head_of(recipe), recipe.model.remote_code is not None
+    loaded = load_model(origin, head=head, dtype=dtype, seed=recipe.training.seed, remote_code=allowed)
+    if origin.adapter is not None:
+        load_adapter(origin.adapter, loaded.model)
+    return policy(loaded.model, sequence=head is not None, fresh=loaded.fresh), loaded.notes
+
+
 def build_base(recipe: Recipe, origin: Origin) -> tuple[Policy, tuple[str, ...]]:
     """The model before training (a new head is drawn from the recipe's seed), compared with its own forward pass; and
     what is to be said of it."""
-    if recipe.training.threads is not None:
-        torch.set_num_threads(recipe.training.threads)
     if origin.adapter is not None:
         raise ModelError(
             "this is an adapter on a base model, and training starts from whole weights",
             where=origin.source,
             do="merge it first (luthier export RUN --to merged --out DIR) and start from DIR",
         )
-    head = head_of(recipe)
-    dtype = torch.bfloat16 if recipe.model.precision == "bf16" else torch.float32
-    loaded = load_model(
-        origin, head=head, dtype=dtype, seed=recipe.training.seed, remote_code=recipe.model.remote_code is not None
-    )
-    result = policy(loaded.model, sequence=head is not None, fresh=loaded.fresh)
+    result, notes = open_policy(recipe, origin)
     verify(result)
-    return result, loaded.notes
+    return result, notes
 
 
 def build(recipe: Recipe, origin: Origin) -> tuple[Policy, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from luthier.evaluation.scorers import score_items
 from luthier.models.policy import Policy
 from luthier.models.sources import Origin
 from luthier.recipe import Lora, Recipe
-from luthier.runs.folder import RunFolder, write_json, write_text
+from luthier.runs.folder import RunFolder, refuse_filled, write_json, write_text
 from luthier.types import JSON
 from luthier.workflow.build import build_base
 from luthier.workflow.plan import TASKS
@@ -72,7 +72,7 @@ def _ask(test: TestSet, policy: Policy, arm: str, *, base: bool, tell: Tell) -> 
         tell({"event": "progress", "what": f"answers of {arm}", "done": done, "total": total})
 
     task = TASKS[test.recipe.objective.kind]  # type: ignore[union-attr]
-    return score_items(items(test, policy, arm=arm, base=base, progress=progress), task)  # type: ignore[arg-type]
+    return score_items(items(test, policy, arm=arm, base=base, progress=progress), task)
 
 
 def _compared(test: TestSet, base: list[JSON] | None, tuned: list[JSON], *, names: tuple[str, str]) -> JSON:
@@ -131,8 +131,8 @@ def evaluate(
     from luthier.workflow.arms import open_arm, recipe_for
 
     recipe = recipe_for(target, data, overrides)
-    if out is not None and out.exists() and any(out.iterdir()):
-        raise InputError("this folder is not empty", where=str(out), do="choose another --out")
+    if out is not None:
+        refuse_filled(out, do="choose another --out")
     with tempfile.TemporaryDirectory(prefix="luthier-evaluate-") as name:
         folder = Path(name)
         tuned_arm = open_arm(target, recipe, folder, tell=tell)

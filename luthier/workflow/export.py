@@ -14,15 +14,12 @@ from luthier.data import tokens
 from luthier.errors import InputError
 from luthier.export.merge import difference, merge, outputs
 from luthier.models import sources
-from luthier.models.load import load_model
-from luthier.models.peft_files import load_adapter
-from luthier.models.policy import policy
 from luthier.recipe import Lora, Recipe
 from luthier.recipe.load import load
-from luthier.runs.folder import RunFolder, storage, sync_directory
+from luthier.runs.folder import RunFolder, refuse_filled, storage, sync
 from luthier.types import JSON
 from luthier.workflow.arms import open_tokenizer
-from luthier.workflow.build import head_of
+from luthier.workflow.build import open_policy
 from luthier.workflow.package import save_beside, save_whole
 from luthier.workflow.tell import Tell, silent
 
@@ -42,8 +39,7 @@ def export(root: Path, *, to: Literal["merged", "adapter"], out: Path, tell: Tel
     run, out = RunFolder.open(Path(root)), Path(out)
     if not run.model.exists():
         raise InputError("this run has no model yet", where=str(root), do=f"luthier resume {root}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("this folder is not empty", where=str(out), do="choose another --out")
+    refuse_filled(out, do="choose another --out")
     recipe = load(run.recipe)
     if to == "adapter" and not isinstance(recipe.adapter, Lora):
         raise InputError("this run trained whole weights and has no adapter", where=str(root), do="--to merged")
@@ -57,7 +53,7 @@ def export(root: Path, *, to: Literal["merged", "adapter"], out: Path, tell: Tel
             os.rename(beside, out)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-        sync_directory(out.parent)
+        sync(out.parent)
     files = {p.name: p.stat().st_size for p in sorted(out.iterdir())}
     return {"to": to, "out": str(out), "files": files, **facts}
 
@@ -71,11 +67,7 @@ def _merged(run: RunFolder, recipe: Recipe, beside: Path, tell: Tell) -> JSON:
     tell({"event": "progress", "what": "merging", "done": 0, "total": 3})
     beside.mkdir(parents=True)
     origin = sources.resolve(str(run.model))
-    head = head_of(recipe)
-    model = load_model(origin, head=head, dtype=torch.float32, seed=recipe.training.seed).model
-    if origin.adapter is not None:
-        load_adapter(origin.adapter, model)
-    whole = policy(model, sequence=head is not None)
+    whole, _ = open_policy(recipe, origin, dtype=torch.float32)
     documents = _documents(run)
     found: JSON = {}
     if origin.adapter is not None:
@@ -87,8 +79,7 @@ def _merged(run: RunFolder, recipe: Recipe, beside: Path, tell: Tell) -> JSON:
     if (run.card).exists():
         shutil.copy(run.card, beside / "README.md")
     tell({"event": "progress", "what": "merging", "done": 2, "total": 3})
-    again = sources.resolve(str(beside))
-    reread = policy(load_model(again, head=head, dtype=torch.float32, seed=0).model, sequence=head is not None)
+    reread, _ = open_policy(recipe, sources.resolve(str(beside)), dtype=torch.float32)
     reloaded = difference(outputs(whole, documents), outputs(reread, documents), dtype=torch.float32)
     tell({"event": "progress", "what": "merging", "done": 3, "total": 3})
     return {**found, "reloaded": asdict(reloaded)}

@@ -17,7 +17,7 @@ from luthier.models.peft_files import save_adapter
 from luthier.models.policy import Policy
 from luthier.models.sources import Origin
 from luthier.recipe import Lora, Recipe, Supervised
-from luthier.runs.folder import RunFolder, storage, sync_directory
+from luthier.runs.folder import RunFolder, storage, sync
 from luthier.workflow.build import generation_config, head_modules
 
 
@@ -32,7 +32,7 @@ def package(run: RunFolder, recipe: Recipe, origin: Origin, tokenizer: Any, poli
         _compare_saved(beside, policy)
         shutil.rmtree(run.model, ignore_errors=True)
         os.rename(beside, run.model)
-        sync_directory(run.root)
+        sync(run.root)
 
 
 def save_model(folder: Path, recipe: Recipe, origin: Origin, policy: Policy) -> None:

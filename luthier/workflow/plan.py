@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier import machine
 from luthier.errors import DataError, RecipeError
+from luthier.evaluation import scorers
 from luthier.models.families import ENCODERS
 from luthier.recipe import (
     Adapter,
@@ -26,17 +27,7 @@ from luthier.recipe import (
 
 LONGEST_DEFAULT = 4096
 VALIDATIONS = 8
-PRIMARY = {
-    "supervised": "rouge_l",
-    "text": "loss",
-    "classify": "accuracy",
-    "classify_multi": "micro_f1",
-    "regress": "squared_error",
-}
-MARGINS = dict.fromkeys(("rouge_l", "token_f1", "exact_match", "accuracy", "macro_f1", "micro_f1", "loss"), 0.02)
-MARGINS["chrf"] = 2.0
-"""The largest loss of quality that still counts as not worse; that of errors is a share of the base's, left open."""
-TASKS = {
+TASKS: dict[str, scorers.Task] = {
     "supervised": "answers",
     "text": "text",
     "classify": "labels",
@@ -44,6 +35,7 @@ TASKS = {
     "regress": "number",
 }
 """Objective -> the task that the evaluation knows it by."""
+PRIMARY = {kind: scorers.TASKS[task].primary for kind, task in TASKS.items()}
 FITS = {
     "supervised": "conversation",
     "text": "text",
@@ -151,9 +143,10 @@ def derive_numbers(deriver: Deriver, *, positions: int, train_rows: int, answers
     deriver.fill("training.checkpoint_every", tree["training"]["validate_every"], "at every validation")
     deriver.fill("training.threads", machine.cores(), "the cores of this machine")
     deriver.fill("evaluation.primary", PRIMARY[kind], f"the usual measure of the objective {kind}")
-    primary = deriver.tree["evaluation"]["primary"]
-    if primary in MARGINS:
-        deriver.fill("evaluation.margin", MARGINS[primary], f"the usual margin of {primary}")
+    primary = scorers.SCORERS[deriver.tree["evaluation"]["primary"]]
+    # The margin of an error is a share of the base's own error, which nobody knows yet.
+    if not primary.relative:
+        deriver.fill("evaluation.margin", primary.margin, f"the usual margin of {primary.name}")
     if kind == "supervised":
         # An index and not an interpolated quantile: the value must not depend on floating-point habits.
         usual = sorted(answers)[int(0.95 * (len(answers) - 1))] if answers else 256

@@ -370,14 +370,3 @@ def estimated(prepared: Prepared) -> dict[str, Any]:
         "steps": steps,
         "tokens": round(train.tokens * steps / per_epoch),
     }
-
-
-def initial(model: str, data: list[str], **more: Any) -> Recipe:
-    """The recipe of the zero-configuration form: a model and files, the rest derived.
-
-    Raises:
-        LuthierError: something is not possible.
-    """
-    from luthier.recipe.load import build
-
-    return build({"model": {"source": model}, "data": {"train": data, **more}}, where="the command line")
