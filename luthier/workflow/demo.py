@@ -26,7 +26,7 @@ def demo_recipe() -> Recipe:
             "data": {"train": [str(data / "train.jsonl")], "test": [str(data / "test.jsonl")]},
             # The conversations are short and few: small steps at a high rate learn most in a demo's minutes.
             "training": {
-                "epochs": 1.5,
+                "epochs": 1.25,
                 "batch_examples": 4,
                 "rate": 1e-3,
                 "patience": None,
