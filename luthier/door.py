@@ -29,6 +29,7 @@ def tune(
     validation: Files = (),
     test: Files = (),
     overrides: Iterable[str] = (),
+    sweep: Iterable[str] = (),
     run: str | Path | None = None,
     tell: Tell | None = None,
 ) -> RunFolder:
@@ -37,17 +38,25 @@ def tune(
     Args:
         recipe: a `Recipe`, the path of a recipe file, or its content as a mapping; or else `model` and `data`.
         overrides: `KEY=VALUE` with dotted keys, such as `training.epochs=3`.
+        sweep: `KEY=VALUE,VALUE`, such as `training.rate=1e-4,2e-4`: an arm for each value (several: for each
+            combination), of which the best by validation loss becomes the run.
         run: the new run folder. Left out: one under `runs/`, named by time, model and data.
         tell: called with every event (a dictionary) as it happens; see `luthier.runs.journal`.
 
     Raises:
         LuthierError: what stopped it; the folder holds what was done.
     """
+    from luthier.cache import past
+    from luthier.recipe.sweep import axes
+    from luthier.workflow import sweep as sweeping
     from luthier.workflow import tune as stage
     from luthier.workflow.tell import silent
 
     chosen = _recipe(recipe, model, data, validation, test, tuple(overrides))
-    return stage.tune(chosen, Path(run) if run is not None else new_root(chosen), tell=tell or silent)
+    root = Path(run) if run is not None else new_root(chosen)
+    if found := axes(sweep):
+        return sweeping.sweep(chosen, found, root, tell=tell or silent, past=past())
+    return stage.tune(chosen, root, tell=tell or silent, past=past())
 
 
 def _recipe(

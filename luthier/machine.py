@@ -30,6 +30,13 @@ def fast_bf16() -> bool:
     return bool(_BF16_FLAGS & set(f"{info.get('flags', '')} {info.get('Features', '')}".split()))
 
 
+def instructions() -> str:
+    """The processor's name and instruction sets: what was compiled for one such string runs on another machine with the
+    same."""
+    info = _cpuinfo()
+    return " ".join((platform.machine(), info.get("model name", ""), info.get("flags", ""), info.get("Features", "")))
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

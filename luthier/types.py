@@ -139,7 +139,9 @@ class StepReport:
     units: float
     """What the loss was divided by: supervised tokens, rows, or rows x labels."""
     tokens: int
-    """Real tokens computed (no padding exists)."""
+    """Tokens of the step's examples, each in full (no padding exists)."""
+    computed: int
+    """Tokens computed: fewer, where examples begin alike and that is computed once."""
     seconds: float
     memory_bytes: int
     """Peak resident memory of the process so far."""

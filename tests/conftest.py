@@ -7,12 +7,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["LUTHIER_REUSE"] = "0"  # a test neither takes over what an earlier one made nor leaves notes of its own
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -51,8 +53,8 @@ _CORPUS = [
 ]
 
 _SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 512,
@@ -67,14 +69,14 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "gemma3": lambda **k: Gemma3TextConfig(
         **_SIZES,
         num_key_value_heads=2,
-        head_dim=8,
-        query_pre_attn_scalar=8,
+        head_dim=16,
+        query_pre_attn_scalar=16,
         sliding_window=8,
         layer_types=["sliding_attention", "full_attention"],
         **k,
     ),
     "gpt2": lambda **k: GPT2Config(
-        n_embd=32,
+        n_embd=64,
         n_layer=2,
         n_head=4,
         n_positions=512,
@@ -123,6 +125,20 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def widen_norms(model: Any) -> None:
+    """Lets root-mean-square norms compute in the type of their input: transformers' own round to float32 on the way,
+    which would hide every difference below 1e-7."""
+
+    def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+        weight = module.weight + 1 if "Gemma" in type(module).__name__ else module.weight
+        eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = MethodType(forward, module)
+
+
 @pytest.fixture(scope="session")
 def tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Any]:
     """`tiny(family, dtype=torch.float32, head=None)`: a random model, always the same one, in eval mode.
@@ -147,6 +163,8 @@ def tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Any]:
             torch.manual_seed(0)
             model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
         model.config.use_cache = False
+        if dtype == torch.float64:
+            widen_norms(model)
         return model.to(dtype).eval()
 
     return build

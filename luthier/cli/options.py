@@ -45,6 +45,14 @@ Override = Annotated[
     list[str] | None,
     typer.Option("--override", "-o", metavar="KEY=VALUE", help="Set a value of the recipe. May be repeated."),
 ]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="KEY=VALUE,VALUE",
+        help="Train an arm for each value and keep the best on validation. Repeated: for each combination.",
+    ),
+]
 Run = Annotated[
     Path | None, typer.Option("--run", metavar="DIR", help="The new run folder. Left out: a new one under runs/.")
 ]

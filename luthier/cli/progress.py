@@ -34,6 +34,21 @@ class Board(Protocol):
     def close(self) -> None: ...
 
 
+class Named:
+    """A part of a board, where every line and bar begins with a name."""
+
+    def __init__(self, board: Board, name: str) -> None:
+        self._board, self._name = board, name
+
+    def say(self, line: str) -> None:
+        self._board.say(f"{self._name}: {line}")
+
+    def bar(self, what: str, done: int, total: int | None, note: str) -> None:
+        self._board.bar(f"{self._name}: {what}", done, total, note)
+
+    def close(self) -> None: ...
+
+
 class Display:
     """Listens to the events of `luthier.runs.journal` and to progress, and shows both on a board."""
 
@@ -47,6 +62,8 @@ class Display:
         self._last: JSON = {}
         """The newest step."""
         self._best = ""
+        self._arms: dict[str, Display] = {}
+        """Arm of a sweep -> who shows its events."""
 
     def __enter__(self) -> Display:
         return self
@@ -57,6 +74,11 @@ class Display:
 
     def __call__(self, event: JSON) -> None:
         kind = event["event"]
+        if "arm" in event:
+            name = words.plain(event["arm"])
+            arm = self._arms.setdefault(name, Display(Named(self._board, name), clock=self._clock))
+            arm({key: value for key, value in event.items() if key != "arm"})
+            return
         if kind == "finding":
             self._findings.append(event)
             return
@@ -111,6 +133,10 @@ class Display:
         best = "the best so far" if event["best"] else self._best
         self._board.say(f"validation after step {number(event['step'])}: loss {loss}" + (f" ({best})" if best else ""))
 
+    def swept(self, event: JSON) -> None:
+        for line in words.swept(event):
+            self._board.say(line)
+
     def line(self, event: JSON) -> None:
         self._board.say(words.plain(LINES[event["event"]](event)))
 
@@ -119,9 +145,11 @@ LINES: dict[str, Callable[[JSON], str]] = {
     "created": lambda e: f"run folder: {e['run']}",
     "derived": words.derived,
     "prepared": words.side,
+    "sweep": words.sweep,
+    "failed": lambda e: f"this arm has ended: {e['reason']}",
     "stopped": lambda e: f"training stopped after step {number(e['step'])}: {e['reason']}",
     "evaluated": lambda e: f"base and tuned compared in {duration(e['seconds'])}",
-    "finished": lambda e: f"finished in {duration(e['seconds'])}",
+    "finished": words.finished,
 }
 """Event -> the line that is said of it."""
 LISTENERS: dict[str, Callable[[Display, JSON], None]] = {
@@ -130,6 +158,7 @@ LISTENERS: dict[str, Callable[[Display, JSON], None]] = {
     "resumed": Display.started,
     "step": Display.step,
     "validation": Display.validation,
+    "swept": Display.swept,
     **dict.fromkeys(LINES, Display.line),
 }
 """Event -> who shows it. Events that are not named here are for the journal alone."""

@@ -18,7 +18,8 @@ def resume(context: typer.Context, run: RunDir, json: Json = False) -> None:
     settings: options.Settings = context.obj
     RunFolder.open(run)
     with resumable(run), display(quiet=settings.quiet) as tell:
+        from luthier.cache import past
         from luthier.workflow import tune as stage
 
-        finished = stage.resume(run, tell=tell)
+        finished = stage.resume(run, tell=tell, past=past())
     report(read_record(finished), as_object=json)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from luthier.masking import mask
-from luthier.numbers import memory, number, setting, short, signed
+from luthier.numbers import duration, memory, number, setting, short, signed
 
 JSON = dict[str, Any]
 SEVERITIES = {"block": "must be mended", "warn": "warning", "info": "note"}
@@ -53,7 +53,39 @@ def side(event: JSON) -> str:
     return (
         f"{event['side']}: {counted(event['rows'], 'row')}, {counted(event['tokens'], 'token')}{learnt}, "
         f"the longest {number(event['longest'])}"
-    )
+    ) + (f"; taken from {event['taken_from']}" if event.get("taken_from") and event["side"] == "train" else "")
+
+
+def finished(event: JSON) -> str:
+    """`finished in 3 min 20 s`, and what shared beginnings have spared."""
+    line = f"finished in {duration(event['seconds'])}"
+    spared = event["tokens"] - event["computed"]
+    if not spared:
+        return line
+    percent = short(round(100 * spared / event["tokens"]))
+    return f"{line}; what rows of a step begin with alike was computed once, which spared {percent} % of the tokens"
+
+
+def sweep(event: JSON) -> str:
+    """How the arms that are left are trained."""
+    left = counted(event["left"], "arm") + (f" of {number(event['arms'])}" if event["left"] < event["arms"] else "")
+    if event["together"]:
+        return f"training {left} side by side over one base"
+    return f"training {left} one after the other: {event['why']}"
+
+
+def swept(event: JSON) -> list[str]:
+    """The arms with their best validation losses, and which of them became the run."""
+    rows = [("arm", "validation loss", "at step", "tokens", "seconds")]
+    for arm in event["arms"]:
+        loss = "failed" if arm["failed"] else number(arm["loss"])
+        rows.append((arm["name"], loss, number(arm["step"]), number(arm["tokens"]), number(arm["seconds"])))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+             for row in rows]  # fmt: skip
+    chosen = event["chosen"]
+    last = f"chosen: {chosen}" if chosen else "no arm was chosen: they were validated on different rows"
+    return [plain(line) for line in (*lines, last)]
 
 
 def counted(count: int, noun: str) -> str:

@@ -3,58 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Several
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from luthier.batch import Batch
+from luthier.data.prefixes import Forest, apart, microbatches, prune, shared
 from luthier.types import Sequence
 
 
-def pack(documents: Several[Sequence], *, indices: Several[int] = ()) -> Batch:
-    """Lays sequences end to end in one row.
+def pack(documents: Several[Sequence], *, indices: Several[int] = (), share: bool = False) -> Batch:
+    """Lays sequences into one row: end to end, or with `share` as a forest in which what documents begin with alike
+    stands once, where that is worth it. Only a causal model without dropout computes the same from both.
 
     A document's first token is never a target: nothing stands before it. Sequences with labels give a column
     `label_NC`, `indices` (their places in a token store) a column `index_N`.
     """
-    lengths = [len(s.tokens_T) for s in documents]
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    tokens = np.concatenate([s.tokens_T for s in documents]).astype(np.int64)
-    weights = np.concatenate([s.weights_T for s in documents]).astype(np.float32)
-    weights[bounds[:-1]] = 0
-    targets = np.flatnonzero(weights)
+    return lay(documents, indices, _forest(documents, share))
+
+
+def pack_step(documents: Several[Sequence], *, indices: Several[int], budget: int, share: bool) -> list[Batch]:
+    """Packs the sequences of one step into microbatches of at most `budget` computed tokens, the largest first.
+
+    What is shared is decided once for the step; where its trees are cut, every part computes its beginning anew.
+    """
+    forest = _forest(documents, share)
+    return [
+        lay([documents[i] for i in group], [indices[i] for i in group], prune(forest, group))
+        for group in microbatches(forest, budget)
+    ]
+
+
+def _forest(documents: Several[Sequence], share: bool) -> Forest:
+    found = shared([s.tokens_T for s in documents]) if share else None
+    return found or apart([len(s.tokens_T) for s in documents])
+
+
+def lay(documents: Several[Sequence], indices: Several[int], forest: Forest) -> Batch:
+    """Lays a forest of these documents into one row."""
+    bounds = [0, *accumulate(end - start for start, end in zip(forest.starts, forest.ends, strict=True))]
+    segments = list(zip(forest.owners, forest.starts, forest.ends, strict=True))
+    tokens = np.concatenate([documents[i].tokens_T[start:end] for i, start, end in segments])
+    targets = [np.flatnonzero(s.weights_T[1:]) + 1 for s in documents]
+    select = []
+    for i, target in enumerate(targets):
+        row = np.concatenate([np.arange(bounds[s], bounds[s + 1]) for s in forest.chain(i)])
+        select.append(row[target - 1])
     columns = {"index_N": torch.tensor(indices, dtype=torch.long)} if indices else {}
     if documents[0].label:
         columns["label_NC"] = torch.tensor([s.label for s in documents], dtype=torch.float32)
+    plain = forest.leaves == list(range(len(forest.ends)))
     return Batch(
-        tokens_T=torch.from_numpy(tokens),
-        positions_T=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
-        bounds=tuple(int(b) for b in bounds),
-        select_S=torch.from_numpy(targets - 1),
-        target_S=torch.from_numpy(tokens[targets]),
-        weight_S=torch.from_numpy(weights[targets]),
-        sequence_S=torch.from_numpy(np.searchsorted(bounds, targets, side="right") - 1),
+        tokens_T=torch.from_numpy(tokens.astype(np.int64)),
+        positions_T=torch.from_numpy(np.concatenate([np.arange(start, end) for _, start, end in segments])),
+        bounds=tuple(bounds),
+        select_S=torch.from_numpy(np.concatenate(select)),
+        target_S=_joined([s.tokens_T[t] for s, t in zip(documents, targets, strict=True)], np.int64),
+        weight_S=_joined([s.weights_T[t] for s, t in zip(documents, targets, strict=True)], np.float32),
+        sequence_S=torch.from_numpy(np.repeat(np.arange(len(documents)), [len(t) for t in targets])),
         columns=columns,
+        parents=tuple(forest.parents) if max(forest.parents) >= 0 else (),
+        leaves=() if plain else tuple(forest.leaves),
     )
 
 
-def microbatches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Divides the examples of one step into groups of at most `budget` tokens: first fit, longest first.
-
-    The largest group comes first, so a shortage of memory shows in the first microbatch. An example longer than the
-    budget stands alone. Which examples share a step is not decided here, so the result of the step does not depend on
-    it.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    groups: list[list[int]] = []
-    totals: list[int] = []
-    for i in order:
-        for g, total in enumerate(totals):
-            if total + lengths[i] <= budget:
-                groups[g].append(i)
-                totals[g] += lengths[i]
-                break
-        else:
-            groups.append([i])
-            totals.append(lengths[i])
-    return [groups[g] for g in sorted(range(len(groups)), key=lambda g: -totals[g])]
+def _joined(parts: list[NDArray[Any]], dtype: type) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(dtype))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.batch import Batch
-from luthier.data.pack import microbatches, pack
+from luthier.data.pack import pack_step
 from luthier.data.tokens import TokenStore
 
 
@@ -25,6 +25,8 @@ class EpochSource:
     epochs: float
     seed: int
     max_steps: int | None = None
+    share: bool = False
+    """Whether what examples of a step begin with alike is computed once."""
     _orders: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
     @property
@@ -44,22 +46,17 @@ class EpochSource:
         return self._orders[epoch][a : a + self.batch_examples]
 
     def step(self, n: int) -> list[Batch]:
-        return batches(self.store, self.examples(n), self.microbatch_tokens)
+        return _packed(self.store, self.examples(n), self.microbatch_tokens, self.share)
 
 
-def batches(store: TokenStore, indices: NDArray[np.int64], budget: int) -> list[Batch]:
-    """Packs the sequences of one step into microbatches of at most `budget` tokens."""
-    return list(_packed(store, indices, budget))
-
-
-def stream(store: TokenStore, indices: NDArray[np.int64], budget: int, *, window: int = 256) -> Iterator[Batch]:
+def stream(
+    store: TokenStore, indices: NDArray[np.int64], budget: int, *, window: int = 256, share: bool = False
+) -> Iterator[Batch]:
     """Packs any number of sequences, `window` at a time, for passes that take no optimizer step."""
     for a in range(0, len(indices), window):
-        yield from _packed(store, indices[a : a + window], budget)
+        yield from _packed(store, indices[a : a + window], budget, share)
 
 
-def _packed(store: TokenStore, indices: NDArray[np.int64], budget: int) -> Iterator[Batch]:
-    lengths = [int(store.offsets[i + 1] - store.offsets[i]) for i in indices]
-    for group in microbatches(lengths, budget):
-        places = [int(indices[i]) for i in group]
-        yield pack([store.sequence(i) for i in places], indices=places)
+def _packed(store: TokenStore, indices: NDArray[np.int64], budget: int, share: bool) -> list[Batch]:
+    places = [int(i) for i in indices]
+    return pack_step([store.sequence(i) for i in places], indices=places, budget=budget, share=share)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from luthier.batch import Batch, Signals
 from luthier.data.render import Renderer
 from luthier.data.source import stream
 from luthier.data.store import ExampleStore
@@ -47,16 +48,25 @@ def pick_rows(tokens: TokenStore, examples: ExampleStore, limit: int | None) -> 
     return tuple(sorted(sorted(rows, key=lambda r: examples[r].provenance.hash)[:limit]))
 
 
-def items(test: TestSet, policy: Policy, *, arm: str, base: bool, progress: Callable[[int, int], None]) -> list[JSON]:
+def items(
+    test: TestSet,
+    policy: Policy,
+    *,
+    arm: str,
+    base: bool,
+    progress: Callable[[int, int], None],
+    known: Callable[[Batch], torch.Tensor] | None = None,
+) -> list[JSON]:
     """One item a row, in the order of `test.rows`.
 
     Args:
         base: leave the adapter out.
         progress: called with (rows done, rows).
+        known: gives the log-probabilities of a batch's targets, where they were computed before.
     """
     found = {row: _blank(test, row, arm) for row in test.rows}
     with policy.inference(base=base):
-        _losses(test, policy, found)
+        _losses(test, policy, found, known)
         objective = test.recipe.objective
         assert objective is not None
         if objective.kind == "supervised" and test.recipe.evaluation.generate:
@@ -98,13 +108,19 @@ def _reference(recipe: Recipe, example: Labelled) -> str | list[str] | float | N
     return example.value
 
 
-def _losses(test: TestSet, policy: Policy, found: dict[int, JSON]) -> None:
+def asked(test: TestSet) -> list[int]:
+    """Which sequences of the token store belong to the rows."""
+    return np.flatnonzero(np.isin(test.tokens.rows, test.rows)).tolist()
+
+
+def _losses(
+    test: TestSet, policy: Policy, found: dict[int, JSON], known: Callable[[Batch], torch.Tensor] | None
+) -> None:
     """Loss of every row, summed over its supervised tokens; for a sequence head also the answer."""
     assert test.recipe.objective is not None
     objective = OBJECTIVES[test.recipe.objective.kind]
-    wanted = np.flatnonzero(np.isin(test.tokens.rows, list(found)))
-    for batch in stream(test.tokens, wanted, test.recipe.training.microbatch_tokens):
-        signals = policy.listen(batch)
+    for batch in stream(test.tokens, np.asarray(asked(test)), test.recipe.training.microbatch_tokens):
+        signals = policy.listen(batch) if known is None else Signals(logprobs_S=known(batch))
         rows = test.tokens.rows[batch.columns["index_N"].numpy()]
         if objective.sequence:
             assert signals.scores_NC is not None

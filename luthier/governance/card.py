@@ -11,10 +11,10 @@ from io import StringIO
 from pathlib import Path, PurePath
 from typing import Any
 
-from luthier.numbers import decimals, duration, fixed, memory, number, probability, short, signed
+from luthier.numbers import decimals, duration, fixed, memory, number, probability, setting, short, signed
 from luthier.runs.folder import RunFolder, write_text
 from luthier.runs.record import RunRecord, read_record
-from luthier.runs.wording import OBJECTIVES, adapter, headline, is_head, is_lora, limits, loading, part
+from luthier.runs.wording import OBJECTIVES, adapter, headline, is_adapter, is_head, limits, loading, part, selection
 
 JSON = dict[str, Any]
 HUB_LICENCES = frozenset(
@@ -78,7 +78,7 @@ def render(record: RunRecord) -> str:
         ("", _opening(record)),
         ("Base model", _base(record)),
         ("Data", _data(record)),
-        ("Training", _training(record)),
+        ("Training", [*_training(record), *_selection(record)]),
         ("Evaluation", _evaluation(record)),
         ("How to load it", _loading(record)),
         ("Limits", [f"- {limit}" for limit in limits(record)]),
@@ -90,7 +90,7 @@ def render(record: RunRecord) -> str:
 def front_matter(record: RunRecord) -> JSON:
     """What the hub reads: only keys whose value is known."""
     base = part(record.manifest, "base")
-    head, lora = is_head(record), is_lora(record)
+    head, lora = is_head(record), is_adapter(record)
     front: JSON = {}
     if base.get("kind") == "hub":
         front["base_model"] = base["source"]
@@ -143,10 +143,15 @@ def _yaml(tree: JSON) -> str:
     return out.getvalue()
 
 
+def _adapter_kind(record: RunRecord) -> str:
+    chosen = part(record.recipe, "adapter")
+    return "A LoRA adapter" if chosen.get("kind") == "lora" else f"An adapter ({chosen.get('method')})"
+
+
 def _opening(record: RunRecord) -> list[str]:
     kind = part(record.recipe, "objective").get("kind", "")
     base = _last_name(part(record.manifest, "base").get("source") or part(record.recipe, "model").get("source", ""))
-    what = "A LoRA adapter for" if is_lora(record) else "A fine-tuned version of"
+    what = f"{_adapter_kind(record)} for" if is_adapter(record) else "A fine-tuned version of"
     return [
         f"# {_plain(record.name)}",
         "",
@@ -218,6 +223,22 @@ def _training(record: RunRecord) -> list[str]:
     ]
     rows = [f"| {name} | {short(v) if isinstance(v, int | float) else v} |" for name, v in said if v is not None]
     return ["| setting | value |", "|---|---|", *rows]
+
+
+def _selection(record: RunRecord) -> list[str]:
+    """The arms of a sweep. Names of data files may be private, so an arm that is told from one has a number here."""
+    swept = record.last("swept")
+    if swept is None:
+        return []
+    rows = []
+    for place, arm in enumerate(swept["arms"], start=1):
+        values = [f"{key} {setting(value)}" for key, value in arm["values"].items() if not key.startswith("data.train")]
+        mark = " (chosen)" if arm["name"] == swept["chosen"] else ""
+        loss = "failed" if arm["failed"] else number(arm["loss"])
+        cells = [f"{place}{mark}", ", ".join(values) or "other data", loss, number(arm["step"]), number(arm["tokens"])]
+        rows.append(f"| {' | '.join([*cells, duration(arm['seconds'])])} |")
+    header = ["| arm | setting | best validation loss | at step | tokens | time |", "|---|---|--:|--:|--:|---|"]
+    return ["", selection(swept), "", *header, *rows]
 
 
 def _evaluation(record: RunRecord) -> list[str]:

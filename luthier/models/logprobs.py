@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier import kernels
 from luthier.batch import wide
+from luthier.kernels import plain
 
 TILE = 256
 """Positions in a tile: 50 MB of float32 logits at a vocabulary of 49,152."""
@@ -39,10 +41,11 @@ def token_logprobs(
 
 def logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
     """[N, V] in float32 or wider; for few positions, such as the next tokens of a sampler."""
-    z = hidden_NH @ weight_VH.to(hidden_NH.dtype).t()
+    # The compiled product has no gradient.
+    kernel = plain if torch.is_grad_enabled() else kernels.of(hidden_NH)
+    z = kernel.linear(hidden_NH, weight_VH.to(hidden_NH.dtype))
     if bias_V is not None:
         z = z + bias_V.to(z.dtype)
-    z = wide(z)
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
@@ -53,14 +56,13 @@ class _TokenLogprobs(torch.autograd.Function):
         differentiate = h.requires_grad or trained
         logprobs = wide(h.new_empty(0)).new_empty(len(target))
         grad_rows = torch.empty_like(h) if h.requires_grad and not trained else None
+        matrix, kernel = W.to(h.dtype), kernels.of(h)
         for i in range(0, len(target), TILE):
-            z = logits(h[i : i + TILE], W, bias, softcap)
-            t = target[i : i + TILE, None]
-            lse = z.logsumexp(1, keepdim=True)
-            logprobs[i : i + TILE] = (z.gather(1, t) - lse)[:, 0]
+            z = h[i : i + TILE] @ matrix.t()
+            keep = grad_rows is not None
+            logprobs[i : i + TILE] = kernel.logprobs_(z, target[i : i + TILE], bias=bias, softcap=softcap, keep=keep)
             if grad_rows is not None:
-                d = _logit_gradient(z, lse, t, softcap)
-                grad_rows[i : i + TILE] = d.to(h.dtype) @ W.to(h.dtype)
+                torch.mm(z, matrix, out=grad_rows[i : i + TILE])
         ctx.softcap = softcap
         ctx.recompute = differentiate and trained
         if ctx.recompute:
@@ -79,17 +81,17 @@ class _TokenLogprobs(torch.autograd.Function):
         dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
         dW = wide(torch.zeros_like(W)) if ctx.needs_input_grad[1] else None
         db = wide(torch.zeros_like(bias)) if bias is not None and ctx.needs_input_grad[3] else None
+        matrix, kernel = W.to(h.dtype), kernels.of(h)
         for i in range(0, len(target), TILE):
-            z = logits(h[i : i + TILE], W, bias, ctx.softcap)
-            t = target[i : i + TILE, None]
-            d = _logit_gradient(z, z.logsumexp(1, keepdim=True), t, ctx.softcap).mul_(g[i : i + TILE, None])
+            z = h[i : i + TILE] @ matrix.t()
+            kernel.logprobs_(z, target[i : i + TILE], bias=bias, softcap=ctx.softcap, keep=True)
+            z.mul_(g[i : i + TILE, None])
             if db is not None:
-                db += d.sum(0)
-            d = d.to(h.dtype)
+                db += wide(z).sum(0)
             if dh is not None:
-                dh[i : i + TILE] = d @ W.to(h.dtype)
+                torch.mm(z, matrix, out=dh[i : i + TILE])
             if dW is not None:
-                dW += wide(d.t() @ h[i : i + TILE])
+                dW += wide(z.t() @ h[i : i + TILE])
         return (
             dh,
             None if dW is None else dW.to(W.dtype),
@@ -97,10 +99,3 @@ class _TokenLogprobs(torch.autograd.Function):
             None if db is None or bias is None else db.to(bias.dtype),
             None,
         )
-
-
-def _logit_gradient(z: Tensor, lse: Tensor, target: Tensor, softcap: float | None) -> Tensor:
-    """d log p[target] / d (logits before the cap): (onehot - p) * (1 - (z / c)^2). May reuse z's memory."""
-    slope = None if softcap is None else 1 - (z / softcap).square()
-    d = z.sub_(lse).exp_().neg_().scatter_add_(1, target, torch.ones_like(lse))
-    return d if slope is None else d.mul_(slope)

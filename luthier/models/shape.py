@@ -29,6 +29,7 @@ class Shape:
     layers: int
     heads: int
     key_value_heads: int
+    head_size: int
     intermediate: int
     tied: bool
     """Whether the output head shares the embedding's weight."""
@@ -36,15 +37,13 @@ class Shape:
     @property
     def linear_weights(self) -> int:
         """Weights of the linear layers of all blocks."""
-        head = self.hidden // self.heads
-        attention = 2 * self.hidden * (self.heads + self.key_value_heads) * head
+        attention = 2 * self.hidden * (self.heads + self.key_value_heads) * self.head_size
         gated = 2 if self.family in UNGATED else 3
         return self.layers * (attention + gated * self.hidden * self.intermediate)
 
     def lora_weights(self, rank: int) -> int:
         """Weights of an adapter on all linear layers of all blocks: rank times the inputs and outputs of each."""
-        head = self.hidden // self.heads
-        queries, keys = self.heads * head, self.key_value_heads * head
+        queries, keys = self.heads * self.head_size, self.key_value_heads * self.head_size
         attention = 2 * (self.hidden + queries) + 2 * (self.hidden + keys)
         inner = (2 if self.family in UNGATED else 3) * (self.hidden + self.intermediate)
         return self.layers * rank * (attention + inner)
@@ -52,7 +51,8 @@ class Shape:
     @property
     def weights(self) -> int:
         """All weights, up to norms and biases."""
-        return self.linear_weights + self.vocabulary * self.hidden * (1 if self.tied else 2)
+        learnt = self.positions if self.family in UNGATED else 0
+        return self.linear_weights + (self.vocabulary * (1 if self.tied else 2) + learnt) * self.hidden
 
 
 def read_shape(origin: Origin) -> Shape:
@@ -91,6 +91,7 @@ def _from_config(config: Mapping[str, Any]) -> Shape:
         layers=one("num_hidden_layers", "n_layer"),
         heads=heads,
         key_value_heads=one("num_key_value_heads", default=heads),
+        head_size=one("head_dim", default=hidden // heads),
         intermediate=one("intermediate_size", "n_inner", default=4 * hidden),
         tied=bool(config.get("tie_word_embeddings", True)),
     )
@@ -107,6 +108,7 @@ def _from_gguf(metadata: Mapping[str, Any]) -> Shape:
         layers=int(metadata[f"{arch}.block_count"]),
         heads=heads,
         key_value_heads=int(metadata.get(f"{arch}.attention.head_count_kv", heads)),
+        head_size=int(metadata.get(f"{arch}.attention.key_length", metadata[f"{arch}.embedding_length"] // heads)),
         intermediate=int(metadata[f"{arch}.feed_forward_length"]),
         tied=True,
     )

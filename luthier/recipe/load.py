@@ -69,6 +69,11 @@ def override(tree: Mapping[str, Any], overrides: Iterable[str]) -> JSON:
     return result
 
 
+def value_of(text: str, *, where: str) -> Any:
+    """A value written in YAML, as in an override."""
+    return _yaml(text, where=where)
+
+
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, every value written out."""
     from io import StringIO

@@ -1,6 +1,6 @@
 """Which model to start from, and which of its weights to train."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,9 @@ class Model(Part):
     """Python code that comes with a model runs only when its source is repeated here, word for word."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of frozen weights and of the computation. auto: bf16 where this machine computes it faster."""
+    quantise: Literal["none", "int8", "nf4"] = "none"
+    """Keep the frozen linear layers in 8 bits or in 4 (QLoRA, Dettmers et al., arXiv 2305.14314). Saves memory, costs
+    time and changes the base a little; the adapter then belongs to the quantised base. Not with full fine-tuning."""
 
     @model_validator(mode="after")
     def _code_by_name(self) -> "Model":
@@ -51,6 +54,25 @@ class Lora(Part):
     """Further modules to train in full and save with the adapter. A classification head is always among them."""
     layers: list[int] | None = None
     """Adapt these layers only (0 is the lowest). Left out: all."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "loftq"] = "default"
+    """How A and B begin, as PEFT names it. default: A uniform, B zero. pissa (Meng et al., arXiv 2404.02948): from the
+    largest singular values of the weight, which leave the base; pissa_niter_16 finds them by iteration, sooner. olora
+    (arXiv 2406.01775): the same with a QR decomposition. loftq (Li et al., arXiv 2310.08659): from the error of
+    `model.quantise`. What is saved is plain LoRA on the original base in each case, of twice the rank where the
+    base was changed."""
+    loftq_iterations: Annotated[int, Field(ge=1, le=64)] = 1
+    """Rounds of quantising and correcting, for `init: loftq`."""
+    dora: bool = False
+    """Train a magnitude for each output beside the direction (DoRA, Liu et al., arXiv 2402.09353)."""
+    plus: Annotated[float, Field(ge=1)] | None = None
+    """Learning rate of B as a multiple of A's, which is `training.rate` (LoRA+, Hayou et al., arXiv 2402.12354, who use
+    16). Left out: the same rate."""
+
+    @model_validator(mode="after")
+    def _iterations_of_loftq(self) -> "Lora":
+        if self.loftq_iterations != 1 and self.init != "loftq":
+            raise ValueError(f"`loftq_iterations` has no effect with `init: {self.init}`")
+        return self
 
 
 class Full(Part):
@@ -61,4 +83,23 @@ class Full(Part):
     """Freeze the embeddings and this many of the lowest layers; 0 freezes nothing."""
 
 
-Adapter = Annotated[Lora | Full, Field(discriminator="kind")]
+PROMPTS = frozenset({"prompt_tuning", "p_tuning", "prefix_tuning"})
+"""Methods of PEFT that stand in front of a document and leave the model's layers alone."""
+
+
+class Peft(Part):
+    """Another parameter-efficient method, computed by PEFT's own modules: slower than `lora`, whose layers are ours."""
+
+    kind: Literal["peft"] = "peft"
+    method: Literal[
+        "beft", "boft", "c3a", "deft", "delora", "fourierft", "frod", "glora", "gralora", "hira", "hra", "ia3",
+        "ln_tuning", "loha", "lokr", "miss", "oft", "osf", "p_tuning", "peanut", "prefix_tuning", "prompt_tuning",
+        "psoft", "pvera", "randlora", "road", "shira", "supertuning", "tinylora", "trainable_tokens", "unilora",
+        "vblora", "vera", "waveft",
+    ]  # fmt: skip
+    """Its name in PEFT (`peft_type`), in small letters."""
+    settings: dict[str, Any] = {}
+    """Keys of PEFT's configuration class of this method, such as `target_modules` or `num_virtual_tokens`."""
+
+
+Adapter = Annotated[Lora | Full | Peft, Field(discriminator="kind")]

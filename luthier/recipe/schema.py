@@ -14,7 +14,13 @@ from pydantic import BaseModel
 from luthier.recipe import Recipe
 
 JSON = dict[str, Any]
-TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+TYPES = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "object": "mapping",
+}
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 

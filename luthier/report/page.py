@@ -20,7 +20,17 @@ from luthier.report import comparison
 from luthier.report.figures import loss_curve, rate_curve
 from luthier.runs.folder import RunFolder, write_text
 from luthier.runs.record import RunRecord, read_record
-from luthier.runs.wording import OBJECTIVES, adapter, headline, is_lora, limits, loading, part, standing_stop
+from luthier.runs.wording import (
+    OBJECTIVES,
+    adapter,
+    headline,
+    is_adapter,
+    limits,
+    loading,
+    part,
+    selection,
+    standing_stop,
+)
 from luthier.types import SIDES
 
 JSON = dict[str, Any]
@@ -67,6 +77,7 @@ def render(record: RunRecord) -> str:
         derived=record.derived,
         data=_data(record),
         training=_training(record),
+        sweep=_sweep(record),
         comparison=comparison.gather(record, both),
         cost=_cost(record),
         use=_use(record),
@@ -155,16 +166,25 @@ def _training(record: RunRecord) -> JSON:
     }
 
 
+def _sweep(record: RunRecord) -> JSON | None:
+    swept = record.last("swept")
+    if swept is None:
+        return None
+    arms = [{**arm, "time": duration(arm["seconds"])} for arm in swept["arms"]]
+    return {"sentence": selection(swept), "chosen": swept["chosen"], "arms": arms}
+
+
 def _spent(record: RunRecord) -> JSON:
     steps = record.all("step")
     finished = record.last("finished") or {}
-    tokens, computing = sum(s["tokens"] for s in steps), sum(s["seconds"] for s in steps)
+    tokens, computed, computing = (sum(s[key] for s in steps) for key in ("tokens", "computed", "seconds"))
     peaks = [s["memory_bytes"] for s in steps]
     return {
         "training_seconds": computing if steps else None,
         "seconds": finished.get("seconds"),
         "memory_bytes": finished.get("memory_bytes", max(peaks) if peaks else None),
         "tokens": tokens,
+        "computed": computed,
         "tokens_per_second": finished.get("tokens_per_second", tokens / computing if computing else None),
         "steps": len(steps),
     }
@@ -178,12 +198,21 @@ def _cost(record: RunRecord) -> list[tuple[str, str]]:
         ("Comparison", duration(evaluated["seconds"]) if evaluated else "not made"),
         ("All of it, since it was last started", duration(spent["seconds"])),
         ("Optimizer steps", number(spent["steps"])),
-        ("Tokens computed in training", number(spent["tokens"])),
+        ("Tokens trained on", number(spent["tokens"])),
+        ("Of these computed", _computed(spent)),
         ("Speed", f"{speed}{THIN}tokens a second" if spent["tokens_per_second"] else "not measured"),
         ("Peak memory of the process", memory(spent["memory_bytes"])),
         ("Machine", _machine(record) or "not recorded"),
         ("Energy", "not measured"),
     ]
+
+
+def _computed(spent: JSON) -> str:
+    if spent["computed"] == spent["tokens"]:
+        return "all"
+    spared = short(round(100 * (1 - spent["computed"] / spent["tokens"])))
+    once = "what rows of a step begin with alike was computed once"
+    return f"{number(spent['computed'])}: {once}, which spared {spared} %"
 
 
 def _machine(record: RunRecord) -> str:
@@ -203,8 +232,8 @@ def _use(record: RunRecord) -> JSON:
         "chat": f"luthier chat {run}",
         "export": f"luthier export {run} --to merged --out {merged}",
         "python": python,
-        "lora": is_lora(record),
-        "needs_merge": is_lora(record) and "peft" not in python,
+        "lora": is_adapter(record),
+        "needs_merge": is_adapter(record) and "peft" not in python,
     }
 
 

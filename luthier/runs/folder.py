@@ -6,6 +6,8 @@ RUN/manifest.json      hashes, versions, seeds, parents  RUN/checkpoints/      w
 RUN/events.jsonl       the journal                       RUN/evaluation.json   base against tuned
 RUN/findings.json      what was seen in the data         RUN/predictions.jsonl one line an item and arm
 RUN/derived.json       what was derived, and why         RUN/report.html       all of it on one page
+RUN/frozen/            states of frozen layers, until training ends
+RUN/sweep.json         the arms of a sweep               RUN/arms/NAME/        each of them, a run by itself
 """
 
 from __future__ import annotations
@@ -62,6 +64,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def frozen(self) -> Path:
+        """States of frozen layers, while training goes on."""
+        return self.root / "frozen"
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"
 
@@ -76,6 +83,16 @@ class RunFolder:
     @property
     def card(self) -> Path:
         return self.model / "README.md"
+
+    @property
+    def sweep(self) -> Path:
+        """The arms of a sweep: `{arms: [{name, values}]}`. Only a sweep has it."""
+        return self.root / "sweep.json"
+
+    @property
+    def arms(self) -> Path:
+        """Folders of a sweep's arms."""
+        return self.root / "arms"
 
     def side(self, side: Side) -> Path:
         """The prepared rows and tokens of train, validation or test."""

@@ -6,7 +6,12 @@ Events have `event` (its kind), `time` (seconds since 1970) and the values of th
     derived            key, value, why             validation  step, loss, best
     prepared           side, rows, tokens, ...     checkpoint  step, folder
     finding            the fields of `Finding`     stopped     step, reason
-    evaluated          seconds                     finished    step, seconds
+    evaluated          seconds                     finished    step, seconds, tokens, ...
+    sweep              arms, left, together, why   spared      microbatches, passes, layer_rows, layer_rows_run
+    swept              chosen, arms                failed      reason, of an arm
+
+`saved` of started says which work each step is spared, and of finished what the run did not compute
+(`workflow.spare.account`); `taken_from` of prepared and `base_from` of evaluated name the run that a result came from.
 
 After a start or a resume at step k, step events above k that stand before it belong to work that was lost and done
 again; `read` leaves them out. A second `created` stands where preparation was stopped and began anew: nothing before it

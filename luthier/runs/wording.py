@@ -35,7 +35,9 @@ def headline(record: RunRecord) -> str:
     """The run in a sentence for people who know no statistics: what the verdict means, or why there is none."""
     if record.evaluation:
         return _verdict(record.evaluation)
-    finished, stopped = record.last("finished"), standing_stop(record)
+    finished, stopped, swept = record.last("finished"), standing_stop(record), record.last("swept")
+    if swept and swept["chosen"] is None:
+        return selection(swept)
     if finished:
         trained = f"Training finished after {number(finished['step'])} steps"
         if not part(record.recipe, "evaluation").get("enabled", True):
@@ -65,6 +67,21 @@ def _verdict(evaluation: JSON) -> str:
     return f"It is not clear whether tuning helped: {rows} unseen rows are too few to tell."
 
 
+def selection(swept: JSON) -> str:
+    """How the arm of a sweep was chosen, and what that means for the figures; `swept` is the event of the choice."""
+    count = number(len(swept["arms"]))
+    if swept["chosen"] is None:
+        return (
+            f"This is a sweep of {count} arms whose validation rows differ, so none was chosen: each is a run by "
+            "itself under arms/, compared with the base on its own rows."
+        )
+    return (
+        f"A sweep chose this arm out of {count} by its loss on the validation rows. That loss is therefore a little "
+        "too good to be true; the test rows took no part in the choice, so the comparison with the base is as honest "
+        "as that of a single run."
+    )
+
+
 def standing_stop(record: RunRecord) -> JSON | None:
     """The last stop, unless the run went on after it."""
     for event in reversed(record.events):
@@ -87,13 +104,25 @@ def adapter(record: RunRecord) -> str:
         targets = chosen.get("targets", "all-linear")
         where = "all linear layers" if targets == "all-linear" else ", ".join(targets)
         rslora = ", rank-stabilised" if chosen.get("rslora") else ""
-        return f"LoRA of rank {chosen.get('rank')}, alpha {short(chosen.get('alpha', 0))}{rslora}, on {where}"
+        begun = "" if chosen.get("init", "default") == "default" else f", begun by {chosen['init']}"
+        plus = f", B at {short(chosen['plus'])} times the rate" if chosen.get("plus") else ""
+        name = "DoRA" if chosen.get("dora") else "LoRA"
+        size = f"rank {chosen.get('rank')}, alpha {short(chosen.get('alpha', 0))}"
+        return f"{name} of {size}{rslora}{begun}{plus}, on {where}{_stored(record)}"
+    if chosen.get("kind") == "peft":
+        return f"{chosen.get('method')} by PEFT{_stored(record)}"
     frozen = chosen.get("freeze_layers", 0)
     return f"all weights, except the embeddings and the lowest {frozen} layers" if frozen else "all weights"
 
 
-def is_lora(record: RunRecord) -> bool:
-    return part(record.recipe, "adapter").get("kind") == "lora"
+def _stored(record: RunRecord) -> str:
+    quantise = part(record.recipe, "model").get("quantise", "none")
+    return "" if quantise == "none" else f"; the base was in {quantise}, and the adapter belongs to that"
+
+
+def is_adapter(record: RunRecord) -> bool:
+    """Whether what was trained is saved beside the base and not as a whole model."""
+    return part(record.recipe, "adapter").get("kind") in ("lora", "peft")
 
 
 def is_head(record: RunRecord) -> bool:
@@ -104,14 +133,15 @@ def is_head(record: RunRecord) -> bool:
 def loading(record: RunRecord, *, base: str, model: str, merged: str) -> str:
     """Python that loads the tuned model: `base` with the adapter in `model`, or the export in `merged`.
 
-    Adapters of a GGUF file or a wheel, and adapters with a head of their own, are loaded merged.
+    Adapters of a GGUF file, a wheel or a quantised base, and adapters with a head of their own, are loaded merged.
     """
     source = part(record.manifest, "base")
-    direct = source.get("kind") in ("hub", "folder") and not is_head(record)
+    stored = part(record.recipe, "model").get("quantise", "none")
+    direct = source.get("kind") in ("hub", "folder") and not is_head(record) and stored == "none"
     auto = "AutoModelForSequenceClassification" if is_head(record) else "AutoModelForCausalLM"
-    folder = model if direct or not is_lora(record) else merged
+    folder = model if direct or not is_adapter(record) else merged
     lines = [f"from transformers import {auto}, AutoTokenizer", "", f"folder = {folder!r}"]
-    if is_lora(record) and direct:
+    if is_adapter(record) and direct:
         pinned = f", revision={source['revision']!r}" if source.get("kind") == "hub" and source.get("revision") else ""
         lines.insert(0, "from peft import PeftModel")
         lines += [f"base = {auto}.from_pretrained({base!r}{pinned})", "model = PeftModel.from_pretrained(base, folder)"]

@@ -1,33 +1,28 @@
-"""The local engine: many prompts answered at once, with the same modules and the same attention as in training.
+"""The local engine: many prompts answered at once, with the same weights, adapters and attention as in training.
 
-Prompts are prefilled as one packed row; decoding goes on row by row without padding on the left; a row that ends makes
-room for the next prompt. A completion does not depend on its neighbours beyond rounding.
+Prompts are prefilled as one packed row, what they begin with alike once, and each of them once for all of its samples.
+Decoding goes on row by row without padding; a row that ends makes room for the next. A completion does not depend on
+its neighbours beyond rounding.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.models.attention import KeyValues, Layout
+from luthier.data.prefixes import apart, shared
+from luthier.models.attention import CHUNK, KeyValues, Layout
 from luthier.models.policy import Policy
+from luthier.sampling.choose import Decoding, choose, uniforms
+
+__all__ = ["Completion", "Decoding", "generate"]
 
 PREFILL_TOKENS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How tokens are chosen. Temperature 0 takes the likeliest."""
-
-    max_new_tokens: int
-    stop: frozenset[int]
-    """Tokens that end a completion."""
-    temperature: float = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +34,30 @@ class Completion:
     tokens: tuple[int, ...]
     """The stop token is kept."""
     logprobs: tuple[float, ...]
-    """log p of each token at the sampling temperature (at 1 for greedy decoding)."""
+    """log p of each token at the sampling temperature (at 1 for greedy decoding), before top-k and top-p."""
     finish: str
     """`stop`, or `length` when it was cut."""
+    sample: int = 0
+    """Which of the prompt's samples."""
 
 
 @dataclass
 class _Row:
     index: int
+    sample: int
+    slot: int
+    uniform: Tensor | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    generator: torch.Generator | None = None
+
+
+@dataclass
+class _Parked:
+    """A prompt some of whose samples wait for room."""
+
+    index: int
+    hidden_H: Tensor
+    """The state of its last token."""
 
 
 def generate(
@@ -57,47 +65,58 @@ def generate(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
-    batch: int = 16,
+    samples: int = 1,
+    batch: int = 32,
     on_token: Callable[[int, int], None] | None = None,
 ) -> Iterator[Completion]:
     """Answers `prompts` (token ids), yielding each completion as it ends, in no fixed order.
 
     Args:
+        samples: completions of each prompt.
         batch: rows decoded together.
         on_token: called with (prompt index, token) as tokens appear.
     """
     # Longest first: rows of like length share the cache, and a shortage of memory shows at once.
-    queue = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    queue = deque((i, sample) for i in order for sample in range(samples))
+    batch = min(batch, len(queue))
+    # One place more, for the prompt whose samples did not all find room.
+    cache = KeyValues(batch + (samples > 1), 0)
     rows: list[_Row] = []
-    cache = KeyValues(0, 0)
-    last_B = torch.empty(0, dtype=torch.long)
+    parked: _Parked | None = None
     with policy.inference():
+        step = policy.decoder(cache)
         while queue or rows:
-            fresh = queue[: max(0, batch - len(rows))]
-            if fresh and (not rows or len(fresh) >= max(1, batch // 4)):
-                del queue[: len(fresh)]
-                cache = _extended(cache, prompts, fresh, decoding.max_new_tokens)
-                hidden = _prefill(policy, cache, prompts, fresh, first=len(rows))
-                new = [_Row(i, generator=_generator(decoding, i)) for i in fresh]
-                rows += new
-                last_B = torch.cat([last_B, _choose(policy, hidden, new, decoding)])
+            room = batch - len(rows)
+            if queue and (not rows or room >= max(1, batch // 4)):
+                free = sorted(set(range(batch)) - {row.slot for row in rows})
+                fresh = [(*queue.popleft(), slot) for slot in free[: len(queue)]]
+                new = [_Row(i, sample, slot, uniforms(decoding, i, sample)) for i, sample, slot in fresh]
+                waiting = queue[0][0] if queue and queue[0][1] else None
+                hidden, parked = _admit(policy, cache, prompts, new, decoding, parked=parked, waiting=waiting)
+                rows = sorted([*rows, *new], key=lambda row: row.slot)
+                _place(cache, rows, prompts)
             else:
-                hidden_B1H = policy.hidden(last_B[:, None], cache.lengths_B[:, None], Layout(cache=cache))
+                cache.reserve(int(cache.lengths_B.max()) + 1)
+                hidden = step(torch.tensor([row.tokens[-1] for row in rows]))
                 cache.lengths_B += 1
-                last_B = _choose(policy, hidden_B1H[:, 0], rows, decoding)
                 new = rows
+            _append(policy, hidden, new, decoding)
             if on_token:
                 for row in new:
                     on_token(row.index, row.tokens[-1])
-            alive = [b for b, row in enumerate(rows) if _finish(row, decoding) is None]
-            if len(alive) < len(rows):
-                for row in rows:
-                    finish = _finish(row, decoding)
-                    if finish:
-                        yield Completion(row.index, tuple(row.tokens), tuple(row.logprobs), finish)
-                rows = [rows[b] for b in alive]
-                cache.keep(alive)
-                last_B = last_B[alive]
+            ended = [row for row in new if _finish(row, decoding)]
+            if ended:
+                rows = [row for row in rows if not _finish(row, decoding)]
+                _place(cache, rows, prompts)
+                yield from (_completion(row, decoding) for row in ended)
+
+
+def _place(cache: KeyValues, rows: list[_Row], prompts: Sequence[Sequence[int]]) -> None:
+    """Tells the cache which rows go on. The newest token of a row is not in it yet."""
+    cache.slots_B = torch.tensor([row.slot for row in rows], dtype=torch.long)
+    lengths = [len(prompts[row.index]) + max(0, len(row.tokens) - 1) for row in rows]
+    cache.lengths_B = torch.tensor(lengths, dtype=torch.long)
 
 
 def _finish(row: _Row, decoding: Decoding) -> str | None:
@@ -106,67 +125,72 @@ def _finish(row: _Row, decoding: Decoding) -> str | None:
     return "length" if len(row.tokens) >= decoding.max_new_tokens else None
 
 
-def _extended(cache: KeyValues, prompts: Sequence[Sequence[int]], fresh: list[int], max_new_tokens: int) -> KeyValues:
-    """The cache with empty rows added for the new prompts."""
-    capacity = max([cache.capacity, *(len(prompts[i]) + max_new_tokens for i in fresh)])
-    cache.grow(capacity)
-    result = KeyValues(cache.rows + len(fresh), capacity)
-    result.layers = {
-        i: tuple(torch.cat([x, x.new_zeros(len(fresh), *x.shape[1:])]) for x in pair)  # type: ignore[misc]
-        for i, pair in cache.layers.items()
-    }
-    result.lengths_B = torch.cat([cache.lengths_B, torch.tensor([len(prompts[i]) for i in fresh])])
-    return result
+def _completion(row: _Row, decoding: Decoding) -> Completion:
+    finish = _finish(row, decoding)
+    assert finish is not None
+    return Completion(row.index, tuple(row.tokens), tuple(row.logprobs), finish, row.sample)
 
 
-def _prefill(
-    policy: Policy, cache: KeyValues, prompts: Sequence[Sequence[int]], fresh: list[int], *, first: int
-) -> Tensor:
-    """Runs the new prompts, packed; returns the hidden state of each one's last token, [new, H]."""
-    states = []
-    at = 0
-    while at < len(fresh):
-        end, total = at, 0
-        while end < len(fresh) and (end == at or total + len(prompts[fresh[end]]) <= PREFILL_TOKENS):
-            total += len(prompts[fresh[end]])
-            end += 1
-        group = [torch.tensor(list(prompts[i]), dtype=torch.long) for i in fresh[at:end]]
-        bounds = [0]
-        for prompt in group:
-            bounds.append(bounds[-1] + len(prompt))
-        layout = Layout(bounds=tuple(bounds), cache=cache, rows=tuple(range(first + at, first + end)))
-        positions = torch.cat([torch.arange(len(p)) for p in group])
-        hidden_TH = policy.hidden(torch.cat(group), positions, layout)
-        states.append(hidden_TH[[b - 1 for b in bounds[1:]]])
-        at = end
-    return torch.cat(states)
-
-
-def _choose(policy: Policy, hidden_BH: Tensor, rows: list[_Row], decoding: Decoding) -> Tensor:
-    """Picks each row's next token and notes it and its log-probability."""
-    logits_BV = policy.next_logits(hidden_BH)
-    if decoding.temperature > 0:
-        logits_BV = logits_BV / decoding.temperature
-    logprobs_BV = logits_BV.log_softmax(-1)
-    if decoding.temperature > 0:
-        chosen_B = torch.stack(
-            [
-                torch.multinomial(p.exp(), 1, generator=row.generator)[0]
-                for p, row in zip(logprobs_BV, rows, strict=True)
-            ]
-        )
-    else:
-        chosen_B = logprobs_BV.argmax(-1)
-    picked_B = logprobs_BV.gather(1, chosen_B[:, None])[:, 0]
-    for row, token, logprob in zip(rows, chosen_B.tolist(), picked_B.tolist(), strict=True):
+def _append(policy: Policy, hidden_BH: Tensor, rows: list[_Row], decoding: Decoding) -> None:
+    """Chooses each row's next token, and notes it and its log-probability."""
+    drawn = [row.uniform[len(row.tokens)] for row in rows if row.uniform is not None]
+    chosen = choose(policy.next_logits(hidden_BH), decoding, torch.stack(drawn) if drawn else None)
+    for row, token, logprob in zip(rows, chosen.tokens_B.tolist(), chosen.logprobs_B.tolist(), strict=True):
         row.tokens.append(token)
         row.logprobs.append(logprob)
-    return chosen_B
 
 
-def _generator(decoding: Decoding, index: int) -> torch.Generator | None:
-    """A random generator of its own for each prompt, so that its samples do not depend on its neighbours."""
-    if decoding.temperature <= 0:
-        return None
-    digest = hashlib.blake2b(f"{decoding.seed}/{index}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+def _admit(
+    policy: Policy,
+    cache: KeyValues,
+    prompts: Sequence[Sequence[int]],
+    new: list[_Row],
+    decoding: Decoding,
+    *,
+    parked: _Parked | None,
+    waiting: int | None,
+) -> tuple[Tensor, _Parked | None]:
+    """Fills the places of new rows. `waiting` is the prompt, if any, whose further samples wait for room; it is kept in
+    the cache's last place.
+
+    Returns:
+        The hidden state of each row's last prompt token [new, H], and the prompt that is parked from now on.
+    """
+    cache.reserve(max(len(prompts[row.index]) for row in new) + min(CHUNK, decoding.max_new_tokens))
+    places: dict[int, list[int]] = {}
+    for row in new:
+        places.setdefault(row.index, []).append(row.slot)
+    fresh = {i: slots for i, slots in places.items() if parked is None or i != parked.index}
+    states: dict[int, Tensor] = {}
+    if parked is not None and parked.index in places:
+        states[parked.index] = parked.hidden_H
+        cache.copy(cache.places - 1, places[parked.index], len(prompts[parked.index]))
+    if fresh:
+        first = [slots[0] for slots in fresh.values()]
+        states.update(zip(fresh, _prefill(policy, cache, [prompts[i] for i in fresh], first), strict=True))
+    for i, (slot, *others) in fresh.items():
+        last = [cache.places - 1] if i == waiting else []
+        cache.copy(slot, [*others, *last], len(prompts[i]))
+    result = torch.stack([states[row.index] for row in new])
+    return result, None if waiting is None else _Parked(waiting, states[waiting])
+
+
+def _prefill(policy: Policy, cache: KeyValues, prompts: Sequence[Sequence[int]], slots: list[int]) -> list[Tensor]:
+    """Runs new prompts, packed; gives the hidden state of each one's last token, [H]."""
+    states: list[Tensor] = []
+    while len(states) < len(prompts):
+        at = end = len(states)
+        total = 0
+        while end < len(prompts) and (end == at or total + len(prompts[end]) <= PREFILL_TOKENS):
+            total += len(prompts[end])
+            end += 1
+        group = [np.asarray(prompt, dtype=np.int32) for prompt in prompts[at:end]]
+        forest = shared(group) or apart([len(prompt) for prompt in group])
+        pieces = list(zip(forest.owners, forest.starts, forest.ends, strict=True))
+        bounds = np.cumsum([0, *(b - a for _, a, b in pieces)]).tolist()
+        layout = Layout(tuple(bounds), tuple(forest.parents), cache, tuple(slots[at:end]), tuple(forest.leaves))
+        tokens = np.concatenate([group[owner][a:b] for owner, a, b in pieces])
+        positions = torch.cat([torch.arange(a, b) for _, a, b in pieces])
+        ends = torch.tensor([bounds[leaf + 1] - 1 for leaf in forest.leaves])
+        states += policy.hidden(torch.from_numpy(tokens).long(), positions, layout, rows=ends).unbind()
+    return states

@@ -12,9 +12,10 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 
 from luthier.batch import Batch, Source
 from luthier.errors import NotFinite
@@ -40,7 +41,6 @@ def train(
     Raises:
         NotFinite: a loss or gradient is not a number; the weights are those of the last finished step.
     """
-    assert training.rate is not None, "the plan derives the rate"
     parameters = list(trained(policy.model).values())
     for step in range(start, len(source)):
         began = time.perf_counter()
@@ -51,27 +51,48 @@ def train(
         policy.model.train()
         loss = 0.0
         for part, batch in enumerate(microbatches):
-            torch.manual_seed(_seed(training.seed, step, part))
+            torch.manual_seed(part_seed(training.seed, step, part))
             loss += _backward(policy, objective, batch, units)
-        norm = global_norm(parameters)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _not_finite(step, loss, norm)
-        clip(parameters, norm, training.clip)
-        rate = rate_at(step, len(source), peak=training.rate, warmup=training.warmup, schedule=training.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if units:
-            optimizer.step()
+        norm, rate = update(optimizer, parameters, training, step=step, steps=len(source), loss=loss, units=units)
         yield StepReport(
             step=step + 1,
             loss=loss,
             grad_norm=norm,
             rate=rate,
             units=units,
-            tokens=sum(batch.tokens for batch in microbatches),
+            tokens=sum(batch.plain_tokens for batch in microbatches),
+            computed=sum(batch.tokens for batch in microbatches),
             seconds=time.perf_counter() - began,
             memory_bytes=peak_memory(),
         )
+
+
+def update(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    training: Training,
+    *,
+    step: int,
+    steps: int,
+    loss: float,
+    units: float,
+) -> tuple[float, float]:
+    """Clips the gradients of 0-based `step` out of `steps` and takes it; returns (their norm before, the rate).
+
+    Raises:
+        NotFinite: the loss or a gradient is not a number; nothing was changed.
+    """
+    assert training.rate is not None, "the plan derives the rate"
+    norm = global_norm(parameters)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise _not_finite(step, loss, norm)
+    clip(parameters, norm, training.clip)
+    rate = rate_at(step, steps, peak=training.rate, warmup=training.warmup, schedule=training.schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
+    if units:
+        optimizer.step()
+    return norm, rate
 
 
 def _backward(policy: Policy, objective: Objective, batch: Batch, units: float) -> float:
@@ -93,7 +114,7 @@ def mean_loss(policy: Policy, batches: Iterator[Batch] | list[Batch], objective:
     return total / units if units else math.nan
 
 
-def _seed(seed: int, step: int, part: int) -> int:
+def part_seed(seed: int, step: int, part: int) -> int:
     """Dropout's seed for one microbatch, so that resume needs no state of a random generator."""
     digest = hashlib.blake2b(f"{seed}/{step}/{part}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

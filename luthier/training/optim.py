@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +12,24 @@ from torch import nn
 from luthier.recipe import Training
 
 
-def adamw(parameters: Mapping[str, nn.Parameter], training: Training, *, rate: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2); decay on matrices only."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
+def adamw(
+    parameters: Mapping[str, nn.Parameter], training: Training, *, rate: float, plus: float | None = None
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2); decay on matrices only.
+
+    A group's `scale` is what its learning rate is of the step's rate.
+
+    Args:
+        plus: LoRA+ (Hayou et al., arXiv 2402.12354): the rate of every adapter's B in units of A's.
+    """
+    fast = {} if plus is None else {name: p for name, p in parameters.items() if name.endswith(".lora_B")}
+    matrices = [p for name, p in parameters.items() if p.ndim >= 2 and name not in fast]
     vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": training.weight_decay, "scale": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
+        {"params": list(fast.values()), "weight_decay": training.weight_decay, "scale": plus},
+    ]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=rate, betas=(training.beta1, training.beta2), eps=1e-8, fused=True
     )

@@ -12,7 +12,8 @@ from luthier.models.load import Head, load_model
 from luthier.models.peft_files import load_adapter
 from luthier.models.policy import Policy, policy, verify
 from luthier.models.sources import Origin
-from luthier.recipe import Classify, ClassifyMulti, Recipe, Regress
+from luthier.models.starts import MOVES_THE_BASE
+from luthier.recipe import Classify, ClassifyMulti, Lora, Peft, Recipe, Regress
 
 
 def head_of(recipe: Recipe) -> Head | None:
@@ -43,26 +44,51 @@ def open_policy(recipe: Recipe, origin: Origin, *, dtype: torch.dtype | None = N
     return policy(loaded.model, sequence=head is not None, fresh=loaded.fresh), loaded.notes
 
 
-def build_base(recipe: Recipe, origin: Origin) -> tuple[Policy, tuple[str, ...]]:
+def build_base(recipe: Recipe, origin: Origin, *, dtype: torch.dtype | None = None) -> tuple[Policy, tuple[str, ...]]:
     """The model before training (a new head is drawn from the recipe's seed), compared with its own forward pass; and
-    what is to be said of it."""
+    what is to be said of it. `dtype` as in `open_policy`."""
     if origin.adapter is not None:
         raise ModelError(
             "this is an adapter on a base model, and training starts from whole weights",
             where=origin.source,
             do="merge it first (luthier export RUN --to merged --out DIR) and start from DIR",
         )
-    result, notes = open_policy(recipe, origin)
+    result, notes = open_policy(recipe, origin, dtype=dtype)
     verify(result)
     return result, notes
 
 
-def build(recipe: Recipe, origin: Origin) -> tuple[Policy, tuple[str, ...]]:
-    """The model with the weights unfrozen that the recipe trains."""
+def build(recipe: Recipe, origin: Origin, *, dtype: torch.dtype | None = None) -> tuple[Policy, tuple[str, ...]]:
+    """The model with the weights unfrozen that the recipe trains. `dtype` as in `open_policy`."""
     assert recipe.adapter is not None
-    result, notes = build_base(recipe, origin)
-    adapters.attach(result.model, recipe.adapter, seed=recipe.training.seed, head=head_modules(result))
-    return result, notes
+    result, notes = build_base(recipe, origin, dtype=dtype)
+    adapters.attach(
+        result.model,
+        recipe.adapter,
+        seed=recipe.training.seed,
+        head=head_modules(result),
+        quantise=recipe.model.quantise,
+    )
+    return result, (*notes, *adapter_notes(recipe))
+
+
+def adapter_notes(recipe: Recipe) -> tuple[str, ...]:
+    """What is to be said of a choice of adapter and base."""
+    adapter, quantise = recipe.adapter, recipe.model.quantise
+    found = []
+    if isinstance(adapter, Peft):
+        found.append(f"{adapter.method} is computed by PEFT's own modules, which is slower than adapter.kind: lora")
+    if isinstance(adapter, Lora) and adapter.init in MOVES_THE_BASE:
+        found.append(
+            f"init {adapter.init} changes the base; what is saved is plain LoRA of rank {2 * adapter.rank} on the base "
+            "as it was" + ("" if quantise == "none" else ", which differs by what quantising changed")
+        )
+    elif quantise != "none":
+        found.append(
+            f"the adapter belongs to the base in {quantise}, which luthier chat, eval and export open for it; other "
+            "programs put it on the base as it was and compute something a little different"
+        )
+    return tuple(found)
 
 
 def head_modules(policy: Policy) -> tuple[str, ...]:

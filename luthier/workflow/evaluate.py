@@ -9,18 +9,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from luthier import cache
+from luthier.batch import Batch
 from luthier.data import tokens
 from luthier.data.render import Renderer
 from luthier.data.store import ExampleStore
 from luthier.errors import InputError
 from luthier.evaluation.compare import compare
-from luthier.evaluation.run import TestSet, items, pick_rows
+from luthier.evaluation.run import TestSet, asked, items, pick_rows
 from luthier.evaluation.scorers import score_items
 from luthier.models.policy import Policy
 from luthier.models.sources import Origin
-from luthier.recipe import Lora, Recipe
+from luthier.recipe import Full, Lora, Recipe
 from luthier.runs.folder import RunFolder, refuse_filled, write_json, write_text
+from luthier.training.reference import reference_logprobs
 from luthier.types import JSON
+from luthier.workflow.base_answers import BASE, base_answers, base_key
 from luthier.workflow.build import build_base
 from luthier.workflow.plan import TASKS
 from luthier.workflow.tell import Tell, silent
@@ -29,9 +35,21 @@ Say = Callable[..., None]
 
 
 def evaluate_run(
-    run: RunFolder, recipe: Recipe, origin: Origin, tokenizer: Any, policy: Policy, *, say: Say, tell: Tell
+    run: RunFolder,
+    recipe: Recipe,
+    origin: Origin,
+    tokenizer: Any,
+    policy: Policy,
+    *,
+    say: Say,
+    tell: Tell,
+    past: Path | None = None,
 ) -> None:
-    """Writes RUN/predictions.jsonl and RUN/evaluation.json; says so when nothing was held back."""
+    """Writes RUN/predictions.jsonl and RUN/evaluation.json; says so when nothing was held back.
+
+    Args:
+        past: where earlier runs are noted (`cache.past`): one that asked the same base the same rows has its answers.
+    """
     if not run.side("test").exists():
         say(
             "finding",
@@ -47,18 +65,30 @@ def evaluate_run(
     test = _test_set(run.root / "data", "test", recipe, tokenizer)
     tuned = _ask(test, policy, "tuned", base=False, tell=tell)
     # An adapter alone is switched off; where weights were trained whole, or a head is new, the base is read again.
-    alone = isinstance(recipe.adapter, Lora) and not recipe.adapter.modules_to_save and policy.head is None
-    if alone:
-        base = _ask(test, policy, "base", base=True, tell=tell)
+    beside = recipe.adapter.modules_to_save if isinstance(recipe.adapter, Lora) else []
+    alone = not isinstance(recipe.adapter, Full) and not beside and policy.head is None
+    key = None if past is None else base_key(test, origin, policy, alone=alone, answers=True)
+    found = None if past is None or key is None else base_answers(past, key)
+    if found is not None:
+        base = found.items
     else:
-        untouched, _ = build_base(recipe, origin)
-        base = _ask(test, untouched, "base", base=False, tell=tell)
+        subject = policy if alone else build_base(recipe, origin)[0]
+        known = None if subject.head is not None else _reference(test, origin, subject, run, alone=alone, past=past)
+        base = _ask(test, subject, "base", base=alone, tell=tell, known=known)
     result = _compared(test, base, tuned, names=(recipe.model.source, run.root.name))
     if policy.head is not None:
         result["notes"].append("the base has no trained head: its answers are those of a new one, drawn at random")
+    if alone and recipe.model.quantise != "none":
+        result["notes"].append(f"the base answered with its linear layers in {recipe.model.quantise}, as in training")
+    if found is not None:
+        same = f"the base's answers are those of the run {found.run.name}, which asked the same base the same rows"
+        result["notes"].append(same)
     _write(run.predictions, [*base, *tuned])
+    if past is not None and key is not None:
+        cache.remember(past, BASE, key, run.predictions)
     write_json(run.evaluation, result)
-    say("evaluated", seconds=round(time.perf_counter() - began, 3), items=len(tuned))
+    seconds, place = round(time.perf_counter() - began, 3), None if found is None else str(found.run)
+    say("evaluated", seconds=seconds, items=len(tuned), base_from=place)
 
 
 def _test_set(data: Path, side: str, recipe: Recipe, tokenizer: Any) -> TestSet:
@@ -67,12 +97,35 @@ def _test_set(data: Path, side: str, recipe: Recipe, tokenizer: Any) -> TestSet:
     return TestSet(recipe, examples, store, Renderer(tokenizer), pick_rows(store, examples, recipe.evaluation.limit))
 
 
-def _ask(test: TestSet, policy: Policy, arm: str, *, base: bool, tell: Tell) -> list[JSON]:
+def _reference(
+    test: TestSet, origin: Origin, policy: Policy, run: RunFolder, *, alone: bool, past: Path | None
+) -> Callable[[Batch], Tensor]:
+    """The base's log-probabilities, which stay the same where only what is written is asked for in another way."""
+    return reference_logprobs(
+        policy,
+        test.tokens,
+        asked(test),
+        budget=test.recipe.training.microbatch_tokens,
+        file=run.side("test") / "reference.npy",
+        past=past,
+        key=None if past is None else base_key(test, origin, policy, alone=alone, answers=False),
+    ).of
+
+
+def _ask(
+    test: TestSet,
+    policy: Policy,
+    arm: str,
+    *,
+    base: bool,
+    tell: Tell,
+    known: Callable[[Batch], Tensor] | None = None,
+) -> list[JSON]:
     def progress(done: int, total: int) -> None:
         tell({"event": "progress", "what": f"answers of {arm}", "done": done, "total": total})
 
     task = TASKS[test.recipe.objective.kind]  # type: ignore[union-attr]
-    return score_items(items(test, policy, arm=arm, base=base, progress=progress), task)
+    return score_items(items(test, policy, arm=arm, base=base, progress=progress, known=known), task)
 
 
 def _compared(test: TestSet, base: list[JSON] | None, tuned: list[JSON], *, names: tuple[str, str]) -> JSON:

@@ -14,7 +14,7 @@ from luthier.data import tokens
 from luthier.errors import InputError
 from luthier.export.merge import difference, merge, outputs
 from luthier.models import sources
-from luthier.recipe import Lora, Recipe
+from luthier.recipe import Full, Recipe
 from luthier.recipe.load import load
 from luthier.runs.folder import RunFolder, refuse_filled, storage, sync
 from luthier.types import JSON
@@ -41,7 +41,7 @@ def export(root: Path, *, to: Literal["merged", "adapter"], out: Path, tell: Tel
         raise InputError("this run has no model yet", where=str(root), do=f"luthier resume {root}")
     refuse_filled(out, do="choose another --out")
     recipe = load(run.recipe)
-    if to == "adapter" and not isinstance(recipe.adapter, Lora):
+    if to == "adapter" and isinstance(recipe.adapter, Full):
         raise InputError("this run trained whole weights and has no adapter", where=str(root), do="--to merged")
     beside = out.with_name(f".{out.name}.partial")
     with storage(out):

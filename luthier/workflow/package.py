@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from luthier.data.render import Renderer
 from luthier.errors import ModelError
-from luthier.models import adapters
+from luthier.models import adapters, peft_files
 from luthier.models.peft_files import save_adapter
 from luthier.models.policy import Policy
 from luthier.models.sources import Origin
-from luthier.recipe import Lora, Recipe, Supervised
+from luthier.recipe import Full, Recipe, Supervised
 from luthier.runs.folder import RunFolder, storage, sync
 from luthier.workflow.build import generation_config, head_modules
 
@@ -29,7 +29,7 @@ def package(run: RunFolder, recipe: Recipe, origin: Origin, tokenizer: Any, poli
         beside.mkdir(parents=True)
         save_model(beside, recipe, origin, policy)
         save_beside(beside, recipe, tokenizer, policy)
-        _compare_saved(beside, policy)
+        _compare_saved(beside, recipe, policy)
         shutil.rmtree(run.model, ignore_errors=True)
         os.rename(beside, run.model)
         sync(run.root)
@@ -37,10 +37,19 @@ def package(run: RunFolder, recipe: Recipe, origin: Origin, tokenizer: Any, poli
 
 def save_model(folder: Path, recipe: Recipe, origin: Origin, policy: Policy) -> None:
     """Adapter in PEFT's format, or whole weights in transformers'."""
-    if isinstance(recipe.adapter, Lora):
+    assert recipe.adapter is not None
+    if not isinstance(recipe.adapter, Full):
         base = str(origin.path) if origin.kind == "folder" else origin.source
         revision = origin.revision if origin.kind == "hub" else None
-        save_adapter(folder, policy.model, recipe.adapter, base=base, revision=revision, head=head_modules(policy))
+        save_adapter(
+            folder,
+            policy.model,
+            recipe.adapter,
+            base=base,
+            revision=revision,
+            head=head_modules(policy),
+            quantise=recipe.model.quantise,
+        )
     else:
         save_whole(folder, policy)
 
@@ -65,7 +74,7 @@ def save_beside(folder: Path, recipe: Recipe, tokenizer: Any, policy: Policy) ->
         generation_config(policy, stop, tokenizer.pad_token_id).save_pretrained(folder)
 
 
-def _compare_saved(folder: Path, policy: Policy) -> None:
+def _compare_saved(folder: Path, recipe: Recipe, policy: Policy) -> None:
     """Reads the trained tensors back: what is on the disk is what was trained.
 
     Raises:
@@ -74,8 +83,10 @@ def _compare_saved(folder: Path, policy: Policy) -> None:
     saved: dict[str, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
         saved |= load_file(path)
-    names = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items()}
-    for name, parameter in adapters.trained(policy.model).items():
-        tensor = names.get(name, names.get(f"{name}.weight"))
-        if tensor is None or not torch.equal(tensor, parameter):
+    if isinstance(recipe.adapter, Full):
+        expected: dict[str, torch.Tensor] = dict(adapters.trained(policy.model))
+    else:
+        expected = peft_files.tensors(policy.model, head=head_modules(policy))
+    for name, tensor in expected.items():
+        if name not in saved or not torch.equal(saved[name], tensor):
             raise ModelError("a saved tensor is not what was trained", where=str(folder), got=name)

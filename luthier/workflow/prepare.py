@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier import machine
+from luthier import cache, machine
 from luthier.budget.estimate import memory
 from luthier.data import length, templates, tokens
 from luthier.data.load import Loaded, load_examples
@@ -25,12 +25,13 @@ from luthier.data.tokens import Written
 from luthier.errors import DataError
 from luthier.models import sources
 from luthier.models.load import load_tokenizer
-from luthier.models.shape import Shape, read_shape
+from luthier.models.shape import read_shape
 from luthier.models.sources import Origin
-from luthier.recipe import Classify, ClassifyMulti, Lora, Recipe, Supervised
+from luthier.recipe import Classify, ClassifyMulti, Full, Lora, Peft, Recipe, Supervised
 from luthier.types import SIDES, Conversation, Example, Finding, Labelled, Sequence, Side, Text
-from luthier.workflow import plan
+from luthier.workflow import plan, reuse
 from luthier.workflow.plan import Derived, Deriver
+from luthier.workflow.reuse import Rendered
 from luthier.workflow.tell import Tell, counted, silent
 
 LISTED = 1000
@@ -49,6 +50,10 @@ class Prepared:
     tokenizer: Any
     loaded: Loaded
     sides: dict[Side, Written]
+    key: str | None = None
+    """Hash of all that the prepared rows depend on."""
+    taken_from: Path | None = None
+    """The earlier run whose rows and tokens these are."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +90,20 @@ def find_model(recipe: Recipe, tell: Tell) -> tuple[Origin, Any]:
     return origin, tokenizer
 
 
-def prepare(recipe: Recipe, folder: Path, *, tell: Tell = silent) -> Prepared:
+def prepare(recipe: Recipe, folder: Path, *, tell: Tell = silent, past: Path | None = None) -> Prepared:
     """Prepares `folder`/data and returns what was found.
+
+    Args:
+        past: where earlier runs are noted (`cache.past`); the rows of one that began with the same are taken from it.
 
     Raises:
         LuthierError: whatever stops a run before its first step, with the whole list of it.
     """
     origin, tokenizer = find_model(recipe, tell)
     shape = read_shape(origin)
-    loaded = load_examples(
-        recipe.data,
-        folder / "data",
-        progress=lambda n: tell({"event": "progress", "what": "reading rows", "done": n, "total": None}),
-    )
+    key = None if past is None else reuse.prepared_key(recipe, tokenizer, shape)
+    taken = None if past is None or key is None else reuse.take(past, key, folder / "data")
+    loaded = taken.loaded if taken else _read(recipe, folder, tell)
     findings = [*loaded.findings, *_notes(origin)]
     deriver = plan.derive_task(
         recipe,
@@ -108,8 +114,28 @@ def prepare(recipe: Recipe, folder: Path, *, tell: Tell = silent) -> Prepared:
     )
     deriver.fill("data.split.by", loaded.split_by, _SPLIT_WHY[loaded.split_by])
     plan.derive_length(deriver, positions=shape.positions)
-    _settle_labels(deriver, loaded)
-    return _render_all(deriver, folder, origin, tokenizer, shape, loaded, findings, tell)
+    labels = taken.labels if taken else _labels(deriver.recipe(), loaded)
+    _settle_labels(deriver, labels)
+    if isinstance(deriver.recipe().objective, Supervised):
+        findings += templates.ensure_template(tokenizer, deriver.tree["model"]["template"])
+    rendered = taken.rendered if taken else _render_all(deriver.recipe(), folder, tokenizer, loaded, tell)
+    if key is not None and not taken:
+        reuse.leave(folder / "data", key, loaded, labels, rendered)
+    sides = rendered.sides
+    plan.derive_numbers(
+        deriver, positions=shape.positions, train_rows=sides["train"].sequences, answers=rendered.answers
+    )
+    findings += rendered.findings
+    place = taken.run if taken else None
+    return Prepared(deriver.recipe(), deriver.found, findings, origin, tokenizer, loaded, sides, key, place)
+
+
+def _read(recipe: Recipe, folder: Path, tell: Tell) -> Loaded:
+    return load_examples(
+        recipe.data,
+        folder / "data",
+        progress=lambda n: tell({"event": "progress", "what": "reading rows", "done": n, "total": None}),
+    )
 
 
 _SPLIT_WHY = {
@@ -120,25 +146,14 @@ _SPLIT_WHY = {
 }
 
 
-def _render_all(
-    deriver: Deriver,
-    folder: Path,
-    origin: Origin,
-    tokenizer: Any,
-    shape: Shape,
-    loaded: Loaded,
-    findings: list[Finding],
-    tell: Tell,
-) -> Prepared:
-    objective = deriver.recipe().objective
-    if isinstance(objective, Supervised):
-        findings += templates.ensure_template(tokenizer, deriver.tree["model"]["template"])
+def _render_all(recipe: Recipe, folder: Path, tokenizer: Any, loaded: Loaded, tell: Tell) -> Rendered:
+    findings: list[Finding] = []
     renderer = Renderer(tokenizer)
-    if isinstance(objective, Supervised):
+    if isinstance(recipe.objective, Supervised):
         findings += templates.check_template(renderer)
         sample = (loaded.store[int(i)] for i in np.flatnonzero(loaded.sides == SIDES.index("train"))[:50])
         findings += templates.unused_keys(renderer, [e for e in sample if isinstance(e, Conversation)])
-    rendering = _Rendering(deriver.recipe(), renderer)
+    rendering = _Rendering(recipe, renderer)
     sides: dict[Side, Written] = {}
     for index, side in enumerate(SIDES):
         rows = np.flatnonzero(loaded.sides == index)
@@ -157,13 +172,7 @@ def _render_all(
     findings += rendering.findings()
     if "train" not in sides:
         raise DataError("no row is left to train on", do="raise training.max_length, or give more rows")
-    plan.derive_numbers(
-        deriver,
-        positions=shape.positions,
-        train_rows=sides["train"].sequences,
-        answers=rendering.answers,
-    )
-    return Prepared(deriver.recipe(), deriver.found, findings, origin, tokenizer, loaded, sides)
+    return Rendered(sides, rendering.answers, findings)
 
 
 class _Rendering:
@@ -283,16 +292,19 @@ def answer_tokens(weights_T: NDArray[np.float32]) -> int:
     return int(supervised[-1] - start) + 1
 
 
-def _settle_labels(deriver: Deriver, loaded: Loaded) -> None:
-    recipe = deriver.recipe()
+def _labels(recipe: Recipe, loaded: Loaded) -> list[str] | None:
+    """Labels of the training rows, sorted; None where the objective has none."""
     if not isinstance(recipe.objective, (Classify, ClassifyMulti)):
+        return None
+    training = np.flatnonzero(loaded.sides == SIDES.index("train"))
+    return sorted({name for i in training for name in getattr(loaded.store[int(i)], "labels", ())})
+
+
+def _settle_labels(deriver: Deriver, seen: list[str] | None) -> None:
+    recipe = deriver.recipe()
+    if seen is None or not isinstance(recipe.objective, (Classify, ClassifyMulti)):
         return
-    seen = {
-        name
-        for i in np.flatnonzero(loaded.sides == SIDES.index("train"))
-        for name in getattr(loaded.store[int(i)], "labels", ())
-    }
-    labels = plan.label_list(recipe, seen)
+    labels = plan.label_list(recipe, set(seen))
     if recipe.objective.labels is None:
         deriver.tree["objective"]["labels"] = labels
         deriver.found.append(Derived("objective.labels", f"{len(labels)} labels", "those of the training rows, sorted"))
@@ -319,7 +331,7 @@ def check(recipe: Recipe, *, tell: Tell = silent) -> Checked:
     """
     with tempfile.TemporaryDirectory(prefix="luthier-check-") as name:
         folder = Path(name)
-        prepared = prepare(recipe, folder, tell=tell)
+        prepared = prepare(recipe, folder, tell=tell, past=cache.past())
         store = tokens.open_store(folder / "data" / "train")
         sample = describe(store.sequence(0), prepared.tokenizer)
     estimate = estimated(prepared)
@@ -348,6 +360,9 @@ def estimated(prepared: Prepared) -> dict[str, Any]:
     assert adapter is not None
     if isinstance(adapter, Lora):
         trained = shape.lora_weights(adapter.rank)
+    elif isinstance(adapter, Peft):
+        # Each method counts otherwise; few have more weights than LoRA of this rank.
+        trained = shape.lora_weights(8)
     else:
         trained = shape.weights
     average = train.tokens / train.sequences
@@ -365,7 +380,7 @@ def estimated(prepared: Prepared) -> dict[str, Any]:
     return {
         "memory_bytes": need.total,
         "machine_memory_bytes": machine.memory_bytes(),
-        "weights": shape.weights + (trained if isinstance(adapter, Lora) else 0),
+        "weights": shape.weights + (0 if isinstance(adapter, Full) else trained),
         "trained_weights": trained,
         "steps": steps,
         "tokens": round(train.tokens * steps / per_epoch),

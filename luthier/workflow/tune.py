@@ -8,17 +8,22 @@ import hashlib
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
+from luthier import cache
+from luthier.batch import Source
 from luthier.data import templates, tokens
 from luthier.data.read import find
 from luthier.data.source import EpochSource, stream
 from luthier.errors import InputError, Interrupted, NotFinite
-from luthier.models.adapters import trained
+from luthier.models.adapters import trained, weight_count
 from luthier.models.policy import Policy
 from luthier.models.sources import Origin
 from luthier.objectives import OBJECTIVES
@@ -28,9 +33,11 @@ from luthier.runs.folder import RunFolder, read_json, write_json, write_text
 from luthier.runs.journal import Journal, read
 from luthier.runs.manifest import write_manifest
 from luthier.training.checkpoint import Progress, load_checkpoint, prune, save_checkpoint, usable
+from luthier.training.frozen import Kept, KeptSource
 from luthier.training.loop import mean_loss, peak_memory, train
 from luthier.training.optim import adamw
-from luthier.types import JSON, Finding, StepReport
+from luthier.types import JSON, Finding, Side, StepReport
+from luthier.workflow import reuse, spare
 from luthier.workflow.build import build
 from luthier.workflow.evaluate import evaluate_run
 from luthier.workflow.package import package
@@ -49,14 +56,21 @@ class Work:
     tokenizer: Any
     journal: Journal
     tell: Tell
+    past: Path | None = None
+    """Where earlier runs are noted, whose results may be taken over; see `cache.past`."""
+    whole: Path | None = None
+    """The run that `luthier resume` goes on with, where this is an arm of it."""
 
     def say(self, event: str, **values: Any) -> None:
         """Writes an event into the journal and tells it."""
         self.tell(self.journal.write(event, **values))
 
 
-def tune(recipe: Recipe, root: Path, *, tell: Tell = silent) -> RunFolder:
+def tune(recipe: Recipe, root: Path, *, tell: Tell = silent, past: Path | None = None) -> RunFolder:
     """Runs a recipe in a new folder.
+
+    Args:
+        past: where earlier runs are noted (`cache.past`): what one of them computed from the same is taken over.
 
     Raises:
         LuthierError: what stopped it; the folder holds what was done.
@@ -65,14 +79,14 @@ def tune(recipe: Recipe, root: Path, *, tell: Tell = silent) -> RunFolder:
     write_text(run.asked, dump(recipe))
     with Journal(run.events) as journal:
         try:
-            return _go(run, recipe, journal, tell)
+            return _go(run, recipe, journal, tell, past)
         except InputError:
             if not run.manifest.exists():
-                _take_back(run)
+                take_back(run)
             raise
 
 
-def _take_back(run: RunFolder) -> None:
+def take_back(run: RunFolder) -> None:
     """Empties the folder of a run that was refused before it was prepared, so that the next try may take it."""
     for path in (run.asked, run.events):
         path.unlink(missing_ok=True)
@@ -82,43 +96,70 @@ def _take_back(run: RunFolder) -> None:
         run.root.rmdir()
 
 
-def resume(root: Path, *, tell: Tell = silent) -> RunFolder:
+def resume(root: Path, *, tell: Tell = silent, past: Path | None = None) -> RunFolder:
     """Goes on with a run that was stopped or killed at any moment.
+
+    Args:
+        past: as for `tune`.
 
     Raises:
         InputError: there is no run, or its base model or recipe is no longer the one it began with.
     """
     run = RunFolder.open(Path(root))
     if any(event["event"] == "finished" for event in read(run.events)):
-        if not run.report.exists():
+        if not run.report.exists() and run.manifest.exists():
             _describe(run)
             return run
         raise InputError("this run is finished", where=str(root), do=f"luthier show {root}, or start a new run")
+    if run.sweep.exists() and not run.manifest.exists():
+        # A sweep is made of this module's stages.
+        from luthier.workflow import sweep
+
+        return sweep.resume(run, tell=tell, past=past)
     with Journal(run.events) as journal:
-        return _go(run, load(run.asked), journal, tell)
+        return _go(run, load(run.asked), journal, tell, past)
 
 
-def _go(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell) -> RunFolder:
+def _go(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell, past: Path | None) -> RunFolder:
     with StopRequest() as stop:
-        work = _reopen(run, journal, tell) if run.manifest.exists() else _begin(run, asked, journal, tell)
         began = time.perf_counter()
-        policy, progress = _train(work, stop)
-        _heed(stop, run, "training is finished and saved")
-        if work.recipe.evaluation.enabled and not run.evaluation.exists():
-            evaluate_run(run, work.recipe, work.origin, work.tokenizer, policy, say=work.say, tell=tell)
-        _heed(stop, run, "training and evaluation are finished and saved")
-        kept = progress.best_step or progress.step
-        package(run, work.recipe, work.origin, work.tokenizer, policy)
-        work.say(
-            "finished",
-            step=progress.step,
-            best_step=kept,
-            seconds=round(time.perf_counter() - began, 3),
-            memory_bytes=peak_memory(),
-            tokens_per_second=_speed(read(run.events)),
-        )
-        _describe(run)
+        begun = run.manifest.exists()
+        work = reopen(run, journal, tell, past=past) if begun else begin(run, asked, journal, tell, past=past)
+        policy, progress = train_run(work, stop)
+        complete(work, policy, progress, stop, began=began)
     return run
+
+
+def complete(
+    work: Work, policy: Policy, progress: Progress, stop: StopRequest, *, began: float, compare: bool = True
+) -> None:
+    """What follows training: the comparison, where it is wanted, then the package, the card and the report.
+
+    Args:
+        policy: with the best weights.
+        began: of this work, in seconds of `time.perf_counter`.
+
+    Raises:
+        Interrupted: a stop was asked for; what is done is saved.
+    """
+    run = work.run
+    _heed(stop, work, "training is finished and saved")
+    if compare and work.recipe.evaluation.enabled and not run.evaluation.exists():
+        evaluate_run(
+            run, work.recipe, work.origin, work.tokenizer, policy, say=work.say, tell=work.tell, past=work.past
+        )
+    _heed(stop, work, "training and evaluation are finished and saved")
+    package(run, work.recipe, work.origin, work.tokenizer, policy)
+    work.say(
+        "finished",
+        step=progress.step,
+        best_step=progress.best_step or progress.step,
+        seconds=round(time.perf_counter() - began, 3),
+        memory_bytes=peak_memory(),
+        **work_done(read(run.events)),
+        saved=spare.account(read(run.events)),
+    )
+    _describe(run)
 
 
 def _describe(run: RunFolder) -> None:
@@ -130,15 +171,16 @@ def _describe(run: RunFolder) -> None:
     write_report(run)
 
 
-def _heed(stop: StopRequest, run: RunFolder, what: str) -> None:
+def _heed(stop: StopRequest, work: Work, what: str) -> None:
     if stop.wanted:
-        raise Interrupted(f"stopped; {what}", do=f"luthier resume {run.root}")
+        raise Interrupted(f"stopped; {what}", do=f"luthier resume {work.whole or work.run.root}")
 
 
-def _begin(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell) -> Work:
+def begin(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell, *, past: Path | None = None) -> Work:
+    """Prepares a new run; its manifest is written last. `past` as for `tune`."""
     tell(journal.write("created", run=str(run.root)))
-    prepared = prepare(asked, run.root, tell=tell)
-    work = Work(run, prepared.recipe, prepared.origin, prepared.tokenizer, journal, tell)
+    prepared = prepare(asked, run.root, tell=tell, past=past)
+    work = Work(run, prepared.recipe, prepared.origin, prepared.tokenizer, journal, tell, past)
     write_text(run.recipe, dump(prepared.recipe))
     write_json(run.derived, [d.as_dict() for d in prepared.derived])
     write_json(run.findings, [f.as_dict() for f in prepared.findings])
@@ -157,6 +199,7 @@ def _begin(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell) -> Work:
             **{k: v for k, v in written._asdict().items() if k != "sequences"},
             over_long=over_long if first else 0,
             dropped=dropped if first else 0,
+            taken_from=None if prepared.taken_from is None else str(prepared.taken_from),
         )
     write_manifest(
         run,
@@ -164,10 +207,17 @@ def _begin(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell) -> Work:
         data=_data_facts(prepared),
         seeds={"training": prepared.recipe.training.seed},
     )
+    if past is not None and prepared.key is not None:
+        cache.remember(past, reuse.KIND, prepared.key, run.root / "data" / reuse.FACTS)
     return work
 
 
-def _reopen(run: RunFolder, journal: Journal, tell: Tell) -> Work:
+def reopen(run: RunFolder, journal: Journal, tell: Tell, *, past: Path | None = None) -> Work:
+    """Reads a prepared run again. `past` as for `tune`.
+
+    Raises:
+        InputError: its recipe or base model is not what it began with.
+    """
     manifest = read_json(run.manifest)
     if hashlib.sha256(run.recipe.read_bytes()).hexdigest() != manifest["recipe_sha256"]:
         raise InputError(
@@ -187,7 +237,7 @@ def _reopen(run: RunFolder, journal: Journal, tell: Tell) -> Work:
         )
     if isinstance(recipe.objective, Supervised):
         templates.ensure_template(tokenizer, recipe.model.template)
-    return Work(run, recipe, origin, tokenizer, journal, tell)
+    return Work(run, recipe, origin, tokenizer, journal, tell, past)
 
 
 def base_facts(origin: Origin) -> JSON:
@@ -218,58 +268,136 @@ def _data_facts(prepared: Prepared) -> list[JSON]:
     ]
 
 
-def _train(work: Work, stop: StopRequest) -> tuple[Policy, Progress]:
+def train_run(work: Work, stop: StopRequest) -> tuple[Policy, Progress]:
     """Trains to the end, or goes on from the newest whole checkpoint; returns the policy with the best weights."""
-    recipe, run = work.recipe, work.run
-    training, objective = recipe.training, OBJECTIVES[recipe.objective.kind]  # type: ignore[union-attr]
-    store = tokens.open_store(run.side("train"))
-    source = EpochSource(
-        store,
+    policy, notes = build(work.recipe, work.origin)
+    spared = spare.plan(work.run, policy, _source(work, policy))
+    course = start_course(work, policy, (*notes, *spared.notes), trained(policy.model), saved=spared.saved)
+    objective, training = OBJECTIVES[work.recipe.objective.kind], work.recipe.training  # type: ignore[union-attr]
+    unfinished = not course.progress.done
+    if unfinished:
+        source: Source = course.source
+        if spared.layers:
+            heed = partial(_heed, stop, work, f"step {course.progress.step} is finished and saved")
+            course.kept = spare.states(work.run, work.recipe, policy, spared.layers, tell=work.tell, heed=heed)
+            source = KeptSource(source, course.kept["train"])
+        steps = train(policy, source, objective, course.optimizer, training, start=course.progress.step)
+        for report in steps:
+            wanted = advance(course, policy, report, stop)
+            if course.progress.done:
+                break
+            if wanted:
+                raise interrupted(work, report.step, len(course.source))
+    spare.discard(work.run)
+    keep_best(course)
+    return policy, course.progress
+
+
+@dataclass
+class Course:
+    """A run in training."""
+
+    work: Work
+    source: EpochSource
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    kept: dict[Side, Kept] = field(default_factory=dict)
+    """States of frozen lower layers, where they are computed once."""
+
+
+def _source(work: Work, policy: Policy) -> EpochSource:
+    training = work.recipe.training
+    return EpochSource(
+        tokens.open_store(work.run.side("train")),
         batch_examples=training.batch_examples,
         microbatch_tokens=training.microbatch_tokens,
         epochs=training.epochs,
         seed=training.seed,
         max_steps=training.max_steps,
+        share=policy.shares,
     )
-    policy, notes = build(recipe, work.origin)
-    parameters = trained(policy.model)
+
+
+def start_course(
+    work: Work,
+    policy: Policy,
+    notes: tuple[str, ...],
+    parameters: dict[str, nn.Parameter],
+    *,
+    saved: JSON | None = None,
+) -> Course:
+    """A run before its next step, which is the first or the one after its newest whole checkpoint.
+
+    Args:
+        policy: with the run's adapter in place.
+        notes: what is to be said of the model.
+        parameters: what is trained, by name.
+        saved: which work is spared in each step, for the journal.
+    """
+    recipe, run = work.recipe, work.run
+    training = recipe.training
+    source = _source(work, policy)
+    if policy.causal and not policy.shares:
+        notes = (*notes, "what rows begin with alike is computed for each of them, as each draws its own dropout")
     assert training.rate is not None
-    optimizer = adamw(parameters, training, rate=training.rate)
+    optimizer = adamw(parameters, training, rate=training.rate, plus=getattr(recipe.adapter, "plus", None))
     progress = _restore(work, parameters, optimizer)
-    numbers = {"trained": sum(p.numel() for p in parameters.values())}
-    numbers["weights"] = sum(p.numel() for p in policy.model.parameters())
-    work.say(
-        "resumed" if progress.step else "started",
-        run=str(run.root),
-        step=progress.step,
-        steps=len(source),
-        steps_per_epoch=source.steps_per_epoch,
-        tokens_per_epoch=int(store.offsets[-1]),
-        notes=list(notes),
-        **numbers,
-    )
+    if not progress.done:
+        work.say(
+            "resumed" if progress.step else "started",
+            run=str(run.root),
+            step=progress.step,
+            steps=len(source),
+            steps_per_epoch=source.steps_per_epoch,
+            tokens_per_epoch=int(source.store.offsets[-1]),
+            notes=list(notes),
+            trained=sum(p.numel() for p in parameters.values()),
+            weights=weight_count(policy.model),
+            saved=saved or {},
+        )
     if not progress.step:
         # Proves that the disk takes a checkpoint before anything is spent on training.
         save_checkpoint(run.checkpoints, parameters, optimizer, progress)
-    if not progress.done:
-        steps = train(policy, source, objective, optimizer, training, start=progress.step)
-        for report in steps:
-            work.say("step", **asdict(report))
-            progress = _after_step(work, policy, report, progress, last=report.step == len(source))
-            due = report.step % (training.checkpoint_every or 1) == 0
-            # Read once: a signal that comes after the save would end the run without one.
-            wanted = stop.wanted
-            if due or progress.done or wanted or progress.best_step == report.step:
-                path = save_checkpoint(run.checkpoints, parameters, optimizer, progress)
-                work.say("checkpoint", step=progress.step, folder=path.name)
-                prune(run.checkpoints)
-            if progress.done:
-                break
-            if wanted:
-                raise _interrupted(run, report.step, len(source))
-    if progress.best_step not in (None, progress.step):
-        load_checkpoint(run.checkpoints / f"step-{progress.best_step:06d}", parameters, None)
-    return policy, progress
+    return Course(work, source, parameters, optimizer, progress)
+
+
+def advance(course: Course, policy: Policy, report: StepReport, stop: StopRequest) -> bool:
+    """Writes down a step, validates and saves where that is due, and says in `course.progress` how far it has got.
+
+    Args:
+        policy: with the run's adapter in place.
+
+    Returns:
+        Whether a stop was asked for; the step is saved then.
+
+    Raises:
+        NotFinite: the validation loss is not a number.
+    """
+    work = course.work
+    work.say("step", **asdict(report))
+    course.progress = _after_step(course, policy, report, last=report.step == len(course.source))
+    due = report.step % (work.recipe.training.checkpoint_every or 1) == 0
+    # Read once: a signal that comes after the save would end the run without one.
+    wanted = stop.wanted
+    if due or wanted or course.progress.done or course.progress.best_step == report.step:
+        save(course)
+    return wanted
+
+
+def save(course: Course) -> None:
+    """Writes a checkpoint of the newest step."""
+    run = course.work.run
+    path = save_checkpoint(run.checkpoints, course.parameters, course.optimizer, course.progress)
+    course.work.say("checkpoint", step=course.progress.step, folder=path.name)
+    prune(run.checkpoints)
+
+
+def keep_best(course: Course) -> None:
+    """Puts the weights of the best validation back."""
+    best = course.progress.best_step
+    if best not in (None, course.progress.step):
+        load_checkpoint(course.work.run.checkpoints / f"step-{best:06d}", course.parameters, None)
 
 
 def _restore(work: Work, parameters: Any, optimizer: Any) -> Progress:
@@ -281,16 +409,18 @@ def _restore(work: Work, parameters: Any, optimizer: Any) -> Progress:
     return load_checkpoint(path, parameters, optimizer) if path else Progress()
 
 
-def _after_step(work: Work, policy: Policy, report: StepReport, progress: Progress, *, last: bool) -> Progress:
+def _after_step(course: Course, policy: Policy, report: StepReport, *, last: bool) -> Progress:
     """Validates where it is due, remembers the best step, and says whether training has ended."""
-    training = work.recipe.training
-    progress = replace(progress, step=report.step, done=last)
+    work, training = course.work, course.work.recipe.training
+    progress = replace(course.progress, step=report.step, done=last)
     folder = work.run.side("validation")
     due = report.step % (training.validate_every or 1) == 0 or last
     if not due or not folder.exists():
         return progress
     store = tokens.open_store(folder)
-    batches = stream(store, np.arange(len(store)), training.microbatch_tokens)
+    batches = stream(store, np.arange(len(store)), training.microbatch_tokens, share=policy.shares)
+    if (kept := course.kept.get("validation")) is not None:
+        batches = map(kept.onto, batches)
     loss = mean_loss(policy, batches, OBJECTIVES[work.recipe.objective.kind])  # type: ignore[union-attr]
     if not math.isfinite(loss):
         raise NotFinite(
@@ -311,13 +441,16 @@ def _after_step(work: Work, policy: Policy, report: StepReport, progress: Progre
     return progress
 
 
-def _interrupted(run: RunFolder, step: int, steps: int) -> Interrupted:
+def interrupted(work: Work, step: int, steps: int) -> Interrupted:
     return Interrupted(
-        f"stopped after step {step} of {steps}; everything up to it is saved", do=f"luthier resume {run.root}"
+        f"stopped after step {step} of {steps}; everything up to it is saved",
+        do=f"luthier resume {work.whole or work.run.root}",
     )
 
 
-def _speed(events: list[JSON]) -> float:
+def work_done(events: list[JSON]) -> JSON:
+    """Tokens of the examples, how many of them were computed, and the speed in tokens of the examples."""
     steps = [e for e in events if e["event"] == "step"]
-    seconds = sum(e["seconds"] for e in steps)
-    return round(sum(e["tokens"] for e in steps) / seconds, 1) if seconds else 0.0
+    tokens, computed, seconds = (sum(e[key] for e in steps) for key in ("tokens", "computed", "seconds"))
+    speed = round(tokens / seconds, 1) if seconds else 0.0
+    return {"tokens": tokens, "computed": computed, "tokens_per_second": speed}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from luthier.cli.progress import Bars, Display, Lines
-from luthier.cli.words import bracketed, derived, findings, marked, plain
+from luthier.cli.words import bracketed, derived, findings, finished, marked, plain
 from luthier.numbers import THIN, setting
 
 Event = dict[str, Any]
@@ -36,7 +36,7 @@ def training(display: Display, clock: Clock, *, steps: int, seconds: float) -> N
         if step % 10 == 0:
             display({"event": "validation", "step": step, "loss": 2 / step, "best": True})
     display({"event": "stopped", "step": steps, "reason": "no better validation loss 3 times in a row"})
-    display({"event": "finished", "step": steps, "seconds": steps * seconds})
+    display({"event": "finished", "step": steps, "seconds": steps * seconds, "tokens": 100, "computed": 75})
 
 
 def test_a_log_gets_few_plain_lines() -> None:
@@ -53,6 +53,13 @@ def test_a_log_gets_few_plain_lines() -> None:
     assert re.search(rf"training: 50 of 100 .* about 50{THIN}s left", "\n".join(steps))
     assert "validation after step 10: loss 0.200 (the best so far)" in lines
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", log.getvalue())
+
+
+def test_the_end_says_what_shared_beginnings_have_spared() -> None:
+    event = {"seconds": 42.0, "tokens": 200, "computed": 150}
+    spared = "what rows of a step begin with alike was computed once, which spared 25 % of the tokens"
+    assert finished(event) == f"finished in 42{THIN}s; {spared}"
+    assert finished({**event, "computed": 200}) == f"finished in 42{THIN}s"
 
 
 def test_work_before_training_is_said_when_it_is_slow_or_done() -> None:

@@ -28,13 +28,13 @@ def errors_of(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    for verb in ("demo", "tune", "init", "check", "resume", "evaluate", "chat", "export", "runs", "show"):
+    for verb in ("demo", "tune", "init", "check", "prove", "resume", "evaluate", "chat", "export", "runs", "show"):
         assert f"  {verb} " in out
     assert err == ""
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "tune", "init", "check", "resume", "evaluate", "chat", "export", "runs", "show"]
+    "verb", ["demo", "tune", "init", "check", "prove", "resume", "evaluate", "chat", "export", "runs", "show"]
 )
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0

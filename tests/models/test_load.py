@@ -202,7 +202,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "width as text": (lambda m: edit_config(m, hidden_size="wide"), "cannot read this model's configuration"),
     "no heads": (lambda m: edit_config(m, num_attention_heads=0), "cannot"),
     "unknown activation": (lambda m: edit_config(m, hidden_act="no-such"), "cannot load this model"),
-    "another width": (lambda m: edit_config(m, hidden_size=64), "sizes that config.json says"),
+    "another width": (lambda m: edit_config(m, hidden_size=96), "sizes that config.json says"),
     "another vocabulary": (lambda m: edit_config(m, vocab_size=100), "sizes that config.json says"),
     "a layer too many": (lambda m: edit_config(m, num_hidden_layers=3), "weights are missing"),
     "a weight missing": (
@@ -212,7 +212,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "all weights missing": (lambda m: edit_weights(m, lambda w: w.clear()), "weights are missing"),
     "one of another size": (
         lambda m: edit_weights(m, lambda w: w.update({"model.norm.weight": torch.zeros(31)})),
-        "model.norm.weight has [31] and not [32]",
+        "model.norm.weight has [31] and not [64]",
     ),
     "not for text": (lambda m: edit_config(m, model_type="vit"), "cannot load this model"),
 }

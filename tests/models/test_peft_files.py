@@ -65,6 +65,11 @@ CASES = {
     "llama, norm saved": ("llama", Lora(rank=4, modules_to_save=["norm"]), False),
     "llama, output saved": ("llama-untied", Lora(rank=4, modules_to_save=["lm_head"]), False),
     "llama, a target that is also saved whole": ("llama", Lora(rank=4, modules_to_save=["down_proj"]), False),
+    "llama, DoRA": ("llama", Lora(rank=4, dora=True), False),
+    "llama, DoRA and rsLoRA": ("llama", Lora(rank=4, dora=True, rslora=True), False),
+    "llama, orthogonal": ("llama", Lora(rank=4, init="orthogonal"), False),
+    "llama, Gaussian": ("llama", Lora(rank=4, init="gaussian"), False),
+    "gpt2, DoRA": ("gpt2", Lora(rank=4, dora=True), False),
     "qwen2": ("qwen2", Lora(rank=4), False),
     "gemma3": ("gemma3", Lora(rank=4), False),
     "gpt2": ("gpt2", Lora(rank=4), False),
@@ -121,6 +126,8 @@ THEIRS = {
     "llama, norm saved": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, False),
     "llama, output saved": ("llama-untied", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, False),
     "llama, dropout": ("llama", {"target_modules": ["q_proj"], "lora_dropout": 0.5}, False),
+    "llama, DoRA": ("llama", {"target_modules": "all-linear", "use_dora": True}, False),
+    "gpt2, DoRA": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "use_dora": True, "fan_in_fan_out": True}, False),
     "llama, Gaussian": ("llama", {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"}, False),
     "qwen2": ("qwen2", {"target_modules": "all-linear"}, False),
     "gpt2": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}, False),
@@ -145,7 +152,6 @@ def test_we_compute_what_peft_computes_with_its_folder(tiny, tmp_path, case):
 
 
 REFUSED = {
-    "use_dora": {"use_dora": True},
     "bias": {"bias": "all"},
     "rank_pattern": {"rank_pattern": {"q_proj": 2}},
     "alpha_pattern": {"alpha_pattern": {"q_proj": 2}},
@@ -173,21 +179,12 @@ def test_a_setting_of_a_version_to_come_is_refused_by_name(tiny, tmp_path):
     assert caught.value.got == "use_something_new"
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        peft.IA3Config(
-            target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
-        ),
-        peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
-    ],
-    ids=["IA3", "prefix tuning"],
-)
-def test_other_methods_than_lora_are_refused_by_name(tiny, tmp_path, config):
+def test_a_method_that_is_not_here_is_refused_by_name(tiny, tmp_path):
+    config = peft.AdaLoraConfig(target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM")
     peft.get_peft_model(tiny("llama"), config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="only LoRA") as caught:
+    with pytest.raises(ModelError, match="adapters of this method") as caught:
         load_adapter(tmp_path, tiny("llama"))
-    assert config.peft_type.value in caught.value.got
+    assert caught.value.got == "ADALORA"
 
 
 def test_an_adapter_of_another_model_is_refused(tiny, tmp_path):

@@ -26,6 +26,8 @@ def conversation(i: int) -> dict[str, object]:
 ROWS = {
     "sft.yaml": conversation,
     "full-finetuning.yaml": conversation,
+    "four-bits.yaml": conversation,
+    "other-methods.yaml": conversation,
     "classify.yaml": lambda i: {"text": f"box {i} of the {PLACES[i % 6]}", "label": ["keep", "sell"][i % 2]},
     "continued-pretraining.yaml": lambda i: {"text": f"Box {i} stood in the {PLACES[i % 6]} until the {i}th of May."},
 }
@@ -82,6 +84,6 @@ def test_it_runs(name: str, rows: Path, saved_tiny, tmp_path: Path) -> None:
     asked, evaluation = load(RECIPES / name), read_json(run.evaluation)
     assert evaluation["primary"] == asked.evaluation.primary
     assert evaluation["items"] == 2
-    weights = "adapter_model.safetensors" if asked.adapter and asked.adapter.kind == "lora" else "model.safetensors"
+    weights = "adapter_model.safetensors" if asked.adapter and asked.adapter.kind != "full" else "model.safetensors"
     assert (run.model / weights).exists()
     assert run.report.exists()

@@ -191,6 +191,7 @@ def _step(step: int, steps: int, chance: random.Random) -> JSON:
         "rate": 2e-4 * rate,
         "units": 512.0,
         "tokens": 14_120,
+        "computed": 14_120,
         "seconds": 7.5,
         "memory_bytes": 3 * GIB,
     }

@@ -44,6 +44,8 @@ def work(job):
     """Does one job and returns the exit code that the command line would."""
     from luthier.errors import LuthierError
     from luthier.recipe.load import load
+    from luthier.recipe.sweep import axes
+    from luthier.workflow.sweep import sweep
     from luthier.workflow.tune import resume, tune
 
     root = Path(job["root"])
@@ -57,6 +59,8 @@ def work(job):
     try:
         if job["verb"] == "tune":
             tune(load(job["recipe"]), root, tell=tell)
+        elif job["verb"] == "sweep":
+            sweep(load(job["recipe"]), axes(job["axes"]), root, tell=tell)
         else:
             resume(root, tell=tell)
     except LuthierError as error:
@@ -80,7 +84,7 @@ def child(job):
 def main():
     # Whatever a run imports on the way; children then need not.
     for name in (
-        "luthier.workflow.tune", "luthier.report.page", "luthier.governance.card", "rouge_score.rouge_scorer",
+        "luthier.workflow.sweep", "luthier.report.page", "luthier.governance.card", "rouge_score.rouge_scorer",
         "sacrebleu", "transformers.models.llama.modeling_llama", "ruamel.yaml", "scipy.stats",
     ):  # fmt: skip
         importlib.import_module(name)

@@ -268,6 +268,27 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_does_not(saved_ti
     assert adapter_bytes(runs[0]) == adapter_bytes(runs[1]) != adapter_bytes(runs[2])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_rows_begin_with_alike_is_computed_once_unless_there_is_dropout(saved_tiny, tmp_path, dropout):
+    rows = conversations(40)
+    for row in rows:
+        row["messages"].insert(0, {"role": "system", "content": "Answer with the name of the wood, and nothing else."})
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    adapter = {"kind": "lora", "rank": 4, "dropout": dropout}
+    run = tune(recipe(saved_tiny("llama"), data, adapter=adapter, evaluation={"enabled": False}), tmp_path / "run")
+    steps, (end,) = events(run, "step"), events(run, "finished")
+    assert (end["tokens"], end["computed"]) == tuple(sum(s[key] for s in steps) for key in ("tokens", "computed"))
+    said = any("draws its own dropout" in note for note in events(run, "started")[0]["notes"])
+    if dropout:
+        assert end["computed"] == end["tokens"]
+        assert said
+    else:
+        assert end["computed"] < 0.7 * end["tokens"]
+        assert not said
+    # Speed is in tokens of the rows.
+    assert end["tokens_per_second"] == pytest.approx(end["tokens"] / sum(s["seconds"] for s in steps), rel=0.01)
+
+
 # Stopping and validating
 
 
