@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import floor, jobs, machine, page, profile_step, scaling
 from benchmarks.contenders.common import Job
-from benchmarks.field import FIELD, Contender, luthiers
+from benchmarks.field import FIELD, ON_A_GPU, Contender, luthiers
 from benchmarks.figures import agrees, rate, reference
 from benchmarks.runner import ROOT, run_contender, run_module
 
@@ -47,6 +47,7 @@ def main() -> None:
         "machine": machine.describe(),
         "settings": {
             "threads": arguments.threads,
+            "device": arguments.device,
             "repeats": arguments.repeats,
             "quick": arguments.quick,
             "full": arguments.full,
@@ -57,7 +58,13 @@ def main() -> None:
     ready: dict[str, Job] = {}
     for name in arguments.only:
         job = jobs.make_ready(
-            name, arguments.data, folder / "work", threads=arguments.threads, full=arguments.full, quick=arguments.quick
+            name,
+            arguments.data,
+            folder / "work",
+            threads=arguments.threads,
+            full=arguments.full,
+            quick=arguments.quick,
+            device=arguments.device,
         )
         ready[name] = job
         facts = jobs.facts(job)
@@ -77,7 +84,8 @@ def main() -> None:
 
 def _rounds(name: str, job: Job, pythons: dict[str, Path], arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the field of a workload; returns the runs by contender and the GEMM rates of each round."""
-    field, runs, gemm = FIELD[name], {c.name: [] for c in FIELD[name]}, []  # type: ignore[var-annotated]
+    field = [*FIELD[name], *(ON_A_GPU.get(name, []) if job.device == "cuda" else [])]
+    runs, gemm = {c.name: [] for c in field}, []  # type: ignore[var-annotated]
     inside = field
     for turn in range(arguments.repeats):
         gemm.append(run_module(pythons["luthier"], "benchmarks.floor", [str(job.threads)], threads=job.threads))
@@ -141,6 +149,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(FIELD), help="workloads, by comma")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of every contender")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where every contender computes")
     parser.add_argument("--quick", action="store_true", help="two steps and one round, to see that everything runs")
     parser.add_argument("--full", action="store_true", help="all 96 examples, all 200 prompts: hours")
     parser.add_argument("--busy-ok", action="store_true", help="run although something else uses the processor")

@@ -109,6 +109,18 @@ FIELD: dict[str, list[Contender]] = {
 }
 """Workload -> contenders. The first peer is what the others' losses, or answers, are compared with."""
 
+ON_A_GPU: dict[str, list[Contender]] = {
+    "mts": [_trl("packed", f"packing=True, {PACKED} tokens, Liger", length=PACKED, liger=True)],
+    "gsm8k": [_trl("packed", f"packing=True, {PACKED} tokens, Liger", length=PACKED, liger=True)],
+}
+"""Workload -> contenders that need a GPU, with `pip install liger-kernel` beside the peers."""
+
+
+def ran(name: str, runs: dict[str, Any]) -> list[Contender]:
+    """The contenders of a workload that `runs` holds."""
+    return [c for c in (*FIELD[name], *ON_A_GPU.get(name, [])) if c.name in runs]
+
+
 NOT_RUN = {
     "LLaMA-Factory 0.9.5": "it needs transformers 5.6 and TRL 0.24, and so an environment of its own",
     "ms-swift 4.6": "it needs transformers 5.19 and TRL 0.29, as above",

@@ -86,13 +86,14 @@ def recipe_of(rows: str, data: Path) -> Recipe:
         {
             "model": {"source": MINILM if rows == "banking77" else SMOLLM2},
             "data": {"train": [str(train)], "test": [str(test)], "on_leak": "drop", "split": split, **more},
+            "training": {"device": "cpu"},
             "adapter": {"kind": "full"} if rows == "banking77" else {"kind": "lora", "rank": 16, "alpha": 32},
         },
         where=rows,
     )
 
 
-def make_ready(name: str, data: Path, folder: Path, *, threads: int, full: bool, quick: bool) -> Job:
+def make_ready(name: str, data: Path, folder: Path, *, threads: int, full: bool, quick: bool, device: str) -> Job:
     """Renders the rows, writes model and adapter where they are missing, and gives the job of every contender."""
     work = WORKLOADS[name]
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,7 @@ def make_ready(name: str, data: Path, folder: Path, *, threads: int, full: bool,
         new_tokens=8 if quick else 64,
         stop=stop,
         options={},
+        device=device,
     )
 
 

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from luthier.machine import gpu as first_gpu
+
 STAT, CPUINFO, MEMINFO = Path("/proc/stat"), Path("/proc/cpuinfo"), Path("/proc/meminfo")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
@@ -54,6 +56,7 @@ def describe() -> dict[str, Any]:
         None,
     )
     return {
+        "gpu": None if (gpu := first_gpu()) is None else gpu.name,
         "processor": values.get("model name", platform.processor() or platform.machine()),
         "cores": os.cpu_count(),
         "flags": [flag for flag in FLAGS if flag in flags],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
-from benchmarks.field import FIELD, NOT_RUN, Contender, luthiers
+from benchmarks.field import NOT_RUN, Contender, luthiers, ran
 from benchmarks.figures import RUN_GAP, STEP_GAP, Spread, agrees, gap, rates, ratios, reference, run_loss, spread
 from benchmarks.scaling import exponent
 
@@ -51,9 +51,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _leaders(name: str, work: Mapping[str, Any]) -> tuple[Contender | None, Contender | None]:
     """Our fastest and the fastest peer that agrees, by their medians; None where none ran."""
-    base = reference(FIELD[name], work["runs"])
+    base = reference(ran(name, work["runs"]), work["runs"])
     sides: dict[bool, list[tuple[float, Contender]]] = {True: [], False: []}
-    for contender in FIELD[name]:
+    for contender in ran(name, work["runs"]):
         found = rates(work["runs"][contender.name], work["kind"])
         first = next((run["result"] for run in work["runs"][contender.name] if run["result"]), None)
         if found and first and agrees(contender, first, base, work["kind"]):
@@ -96,13 +96,14 @@ def _machine(results: Mapping[str, Any]) -> str:
     host, settings = results["machine"], results["settings"]
     versions: dict[str, set[str]] = {}
     for name, work in results["workloads"].items():
-        for contender in FIELD[name]:
+        for contender in ran(name, work["runs"]):
             side = "Luthier" if luthiers(contender) else "peers"
             for run in work["runs"][contender.name]:
                 for package, version in (run["result"] or {"versions": {}})["versions"].items():
                     versions.setdefault(f"{package} ({side})", set()).add(version)
     memory = f"{host['memory_bytes'] / 1e9:.0f} GB" if host["memory_bytes"] else "not known"
     lines = [
+        *([f"- Computed on one {host['gpu']}."] if settings.get("device") == "cuda" else []),
         f"- {host['processor']}, {host['cores']} cores, {', '.join(host['flags'])}; {memory}; {host['system']}, "
         f"Python {host['python']}",
         f"- {settings['threads']} threads for everyone; {settings['repeats']} rounds; load at the start "
@@ -116,7 +117,7 @@ def _machine(results: Mapping[str, Any]) -> str:
 
 
 def _workload(name: str, work: Mapping[str, Any], figures: Path) -> str:
-    facts, kind, field = work["facts"], work["kind"], FIELD[name]
+    facts, kind, field = work["facts"], work["kind"], ran(name, work["runs"])
     base, bar = reference(field, work["runs"]), _floor_rate(work)
     rows: list[list[object]] = []
     drawn: list[tuple[str, float, float, float, bool]] = []

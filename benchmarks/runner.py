@@ -50,11 +50,12 @@ def run_module(python: Path, module: str, arguments: list[str], *, threads: int)
         lines, errors = (_lines(stream) for stream in (out, err))
     mine = usage.ru_utime + usage.ru_stime
     failed = process.returncode != 0
+    result = None if failed else json.loads(lines[-1])
     return {
-        "result": None if failed else json.loads(lines[-1]),
+        "result": result,
         "error": (errors[-1] if errors else f"exit status {process.returncode}") if failed else None,
         "wall_seconds": wall,
-        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "peak_bytes": (result or {}).get("gpu_bytes", 0) or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "others": None if used is None or after is None else max(0.0, (after - used - mine) / wall),
         "stolen": None if stolen is None or stolen_after is None else (stolen_after - stolen) / wall,
     }

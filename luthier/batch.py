@@ -10,7 +10,7 @@ that several documents begin with stand in it once. Without shared beginnings, e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -61,8 +61,9 @@ class Batch:
         assert all(a < b for a, b in zip(self.bounds, self.bounds[1:], strict=False)), "empty segment"
         assert len(self.parents) in (0, len(self.bounds) - 1)
         assert all(parent < s for s, parent in enumerate(self.parents)), "a parent stands before its children"
-        expected = torch.tensor(depths(self.bounds, self.parents), device=self.positions_T.device)
-        assert torch.equal(self.positions_T[list(self.bounds[:-1])], expected), "positions go on from the parent's last"
+        if self.positions_T.device.type == "cpu":  # to read a GPU's memory is to wait for all that it has been told
+            expected = torch.tensor(depths(self.bounds, self.parents))
+            assert torch.equal(self.positions_T[list(self.bounds[:-1])], expected), "positions go on from the parent's"
         assert len(self.select_S) == len(self.target_S) == len(self.weight_S) == len(self.sequence_S)
 
     @property
@@ -80,6 +81,18 @@ class Batch:
         starts = depths(self.bounds, self.parents)
         ends_in = self.leaves or range(len(starts))
         return sum(starts[s] + self.bounds[s + 1] - self.bounds[s] for s in ends_in)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with its tensors on `device`; itself where they are there."""
+        if self.tokens_T.device == device:
+            return self
+        names = ("tokens_T", "positions_T", "select_S", "target_S", "weight_S", "sequence_S")
+        return replace(
+            self,
+            **{name: getattr(self, name).to(device) for name in names},
+            columns={name: column.to(device) for name, column in self.columns.items()},
+            below=None if self.below is None else self.below._replace(states_TH=self.below.states_TH.to(device)),
+        )
 
     def rows(self, document: int) -> Tensor:
         """Where a document's tokens stand in the row, from its first to its last, int64."""

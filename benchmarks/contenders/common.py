@@ -48,6 +48,8 @@ class Job:
     new_tokens: int
     stop: list[int]
     options: dict[str, Any]
+    device: str = "cpu"
+    """cpu or cuda."""
 
     def load_rows(self) -> list[Row]:
         return [Row(*row) for row in json.loads(Path(self.rows).read_text())]
@@ -78,9 +80,27 @@ def arranged(steps: list[list[int]], lengths: list[int], *, across: bool) -> lis
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process so far, as the operating system counts it."""
+    """Peak memory of this process so far: on the GPU, as torch's allocator counts it, where it computes there; else
+    resident, as the operating system counts it."""
+    if on_gpu := gpu_bytes():
+        return on_gpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def gpu_bytes() -> int:
+    """Peak memory on the GPU; 0 where nothing was computed there."""
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())
+
+
+def finished(job: Job) -> None:
+    """Waits for a GPU, which is told what to do and does it later."""
+    if job.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def versions() -> dict[str, str]:
@@ -101,4 +121,7 @@ def say(*, loaded_bytes: int, **values: Any) -> None:
         values: for training `seconds`, `losses` (the mean over `units`, before the step changes a weight), `tokens`
             (real ones), `positions` (computed ones), one number a step; for generation `seconds` and `completions`.
     """
-    print(json.dumps({"loaded_bytes": loaded_bytes, "versions": versions(), **values}), flush=True)
+    print(
+        json.dumps({"loaded_bytes": loaded_bytes, "gpu_bytes": gpu_bytes(), "versions": versions(), **values}),
+        flush=True,
+    )

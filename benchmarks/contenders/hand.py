@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.contenders.common import Job, Row, arranged, peak_bytes, read_job, say
+from benchmarks.contenders.common import Job, Row, arranged, finished, peak_bytes, read_job, say
 
 IGNORED = -100
 PAIR = 2
@@ -32,6 +32,7 @@ def load(job: Job) -> Any:
         job.model, dtype=torch.bfloat16, attn_implementation="sdpa", local_files_only=True
     )
     model.config.use_cache = False
+    model.to(job.device)
     # PEFT keeps the adapter in float32 above a bf16 base.
     return PeftModel.from_pretrained(model, job.adapter, is_trainable=True).train()
 
@@ -72,7 +73,9 @@ def microbatches(rows: list[Row], batch: str) -> list[dict[str, Tensor]]:
 def loss_of(model: Any, batch: dict[str, Tensor], head: str, units: int) -> Tensor:
     """Summed loss over the microbatch divided by the step's supervised tokens."""
     if head == "full":
-        whole: Tensor = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(units)).loss
+        whole: Tensor = model(
+            **batch, use_cache=False, num_items_in_batch=torch.tensor(units, device=model.device)
+        ).loss
         return whole
     labels = batch["labels"][:, 1:]
     inputs = {key: value for key, value in batch.items() if key != "labels"}
@@ -104,11 +107,13 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in parts:
-            loss = loss_of(model, part, head, units)
+            on_device = {key: value.to(job.device) for key, value in part.items()}
+            loss = loss_of(model, on_device, head, units)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(trained, job.clip)
         optimizer.step()
+        finished(job)
         result["seconds"].append(time.perf_counter() - began)
         result["losses"].append(total)
         result["units"].append(units)

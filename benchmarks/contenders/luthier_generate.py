@@ -23,7 +23,7 @@ def main() -> None:
             "model": {"source": job.model, "precision": "bf16"},
             "data": {"train": [job.rows]},
             "objective": {"kind": "supervised"},
-            "training": {"threads": job.threads},
+            "training": {"threads": job.threads, "device": job.device},
         },
         where="benchmark",
     )

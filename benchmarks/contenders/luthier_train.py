@@ -35,6 +35,7 @@ def recipe_of(job: Job) -> Any:
                 "warmup": 0.0,
                 "clip": job.clip,
                 "threads": job.threads,
+                "device": job.device,
             },
         },
         where="benchmark",
@@ -72,7 +73,7 @@ def source_of(job: Job, recipe: Any, folder: Path) -> Any:
     source = EpochSource(
         store,
         batch_examples=training.batch_examples,
-        microbatch_tokens=training.microbatch_tokens,
+        microbatch_tokens=training.budget,
         epochs=1,
         seed=training.seed,
         **job.options,

@@ -7,6 +7,7 @@ options.batch  padded   the step's examples in one padded batch
                across   padded, with lengths grouped over the whole run (what `group_by_length` aims at)
                packed   TRL's packing; a step is then a row of `options.length` tokens
 options.bf16   float32 weights under bf16 autocast
+options.liger  with Liger's kernels, on a GPU
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders.common import Job, Row, arranged, peak_bytes, read_job, say
+from benchmarks.contenders.common import Job, Row, arranged, finished, peak_bytes, read_job, say
 from benchmarks.contenders.hand import IGNORED, load, padded
 
 
@@ -38,7 +39,7 @@ def arguments(job: Job, folder: str, *, size: int, steps: int) -> dict[str, Any]
         "train_sampling_strategy": "sequential",
         "gradient_checkpointing": False,
         "bf16": bool(job.options.get("bf16")),
-        "use_cpu": True,
+        "use_cpu": job.device == "cpu",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
@@ -64,6 +65,7 @@ def sft(job: Job, rows: list[Row], order: list[list[int]], folder: str) -> Any:
     )
     length = job.options["length"] if packed else max(len(row.tokens) for row in rows)
     given = arguments(job, folder, size=1 if packed else len(order[0]), steps=-1 if packed else len(order))
+    given["use_liger_kernel"] = bool(job.options.get("liger"))
     settings = SFTConfig(**given, packing=packed, max_length=length, completion_only_loss=True)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(job.model).parent / "tokenizer")
     return SFTTrainer(model=load(job), args=settings, train_dataset=data, processing_class=tokenizer)
@@ -86,7 +88,7 @@ def classifier(job: Job, rows: list[Row], order: list[list[int]], folder: str) -
     return Trainer(model=model, args=settings, train_dataset=data, data_collator=collate)
 
 
-def watch(trainer: Any) -> list[float]:
+def watch(trainer: Any, job: Job) -> list[float]:
     """Seconds from the end of one step to the end of the next, as they come; the first counts from the start of
     training. What the data loader does between steps is a step's own cost."""
     from transformers import TrainerCallback
@@ -100,6 +102,7 @@ def watch(trainer: Any) -> list[float]:
             self.before = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            finished(job)
             now = time.perf_counter()
             seconds.append(now - self.before)
             self.before = now
@@ -114,7 +117,7 @@ def main() -> None:
     order = arranged(job.steps, [len(row.tokens) for row in rows], across=job.options["batch"] == "across")
     with tempfile.TemporaryDirectory() as folder:
         trainer = {"lora": sft, "classify": classifier}[job.kind](job, rows, order, folder)
-        seconds = watch(trainer)
+        seconds = watch(trainer, job)
         loaded = peak_bytes()
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -18,9 +18,11 @@ def answer(model: Any, prompts: list[list[int]], job: Job) -> list[list[int]]:
     """New tokens after each prompt, up to and with the first stop token."""
     longest = max(len(prompt) for prompt in prompts)
     fill = [longest - len(prompt) for prompt in prompts]
+    ids = [[job.stop[0]] * n + prompt for prompt, n in zip(prompts, fill, strict=True)]
+    mask = [[0] * n + [1] * len(prompt) for prompt, n in zip(prompts, fill, strict=True)]
     out = model.generate(
-        input_ids=torch.tensor([[job.stop[0]] * n + prompt for prompt, n in zip(prompts, fill, strict=True)]),
-        attention_mask=torch.tensor([[0] * n + [1] * len(prompt) for prompt, n in zip(prompts, fill, strict=True)]),
+        input_ids=torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
         max_new_tokens=job.new_tokens,
         do_sample=False,
         eos_token_id=job.stop,
@@ -39,7 +41,8 @@ def main() -> None:
 
     job = read_job()
     prompts = [row.tokens for row in job.load_rows()]
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16, local_files_only=True)
+    model = model.to(job.device).eval()
     size = job.options["batch"]
     warm, timed = job.steps
     answer(model, [prompts[i] for i in warm], job)

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli import chat, check, demo, evaluate, export, init, prove, resume, runs, show, tune
+from luthier.cli import chat, check, demo, evaluate, export, init, plan, prove, resume, runs, show, tune
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo.demo,
     "tune": tune.tune,
     "init": init.init,
     "check": check.check,
+    "plan": plan.plan,
     "prove": prove.prove,
     "resume": resume.resume,
     "evaluate": evaluate.evaluate,

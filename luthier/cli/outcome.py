@@ -15,7 +15,7 @@ JSON = dict[str, Any]
 
 def print_outcome(record: RunRecord) -> None:
     """A run's result for people."""
-    from luthier.runs.wording import headline
+    from luthier.runs.wording import expectation, headline
 
     out = screen.console()
     screen.print_lines([words.plain(headline(record))], style="bold")
@@ -27,6 +27,7 @@ def print_outcome(record: RunRecord) -> None:
         screen.print_lines([f"report: {run.report}"])
     if run.model.exists():
         screen.print_lines([f"model:  {run.model}"])
+    screen.print_lines([f"{what}: {told}" for what, told in expectation(record.last("finished") or {})])
     screen.print_lines([f"next:   {following(record)}"])
 
 

@@ -119,7 +119,7 @@ def _losses(
     """Loss of every row, summed over its supervised tokens; for a sequence head also the answer."""
     assert test.recipe.objective is not None
     objective = OBJECTIVES[test.recipe.objective.kind]
-    for batch in stream(test.tokens, np.asarray(asked(test)), test.recipe.training.microbatch_tokens):
+    for batch in stream(test.tokens, np.asarray(asked(test)), test.recipe.training.budget):
         signals = policy.listen(batch) if known is None else Signals(logprobs_S=known(batch))
         rows = test.tokens.rows[batch.columns["index_N"].numpy()]
         if objective.sequence:

@@ -14,7 +14,18 @@ from typing import Any
 from luthier.numbers import decimals, duration, fixed, memory, number, probability, setting, short, signed
 from luthier.runs.folder import RunFolder, write_text
 from luthier.runs.record import RunRecord, read_record
-from luthier.runs.wording import OBJECTIVES, adapter, headline, is_adapter, is_head, limits, loading, part, selection
+from luthier.runs.wording import (
+    OBJECTIVES,
+    adapter,
+    expectation,
+    headline,
+    is_adapter,
+    is_head,
+    limits,
+    loading,
+    part,
+    selection,
+)
 
 JSON = dict[str, Any]
 HUB_LICENCES = frozenset(
@@ -217,6 +228,7 @@ def _training(record: RunRecord) -> list[str]:
         ("step that was kept", finished.get("best_step")),
         ("time", duration(finished["seconds"]) if finished.get("seconds") is not None else None),
         ("peak memory", memory(finished["memory_bytes"]) if finished.get("memory_bytes") else None),
+        *((f"{what}, foretold and fact", told) for what, told in expectation(finished)),
         ("recipe, SHA-256", record.manifest.get("recipe_sha256")),
         ("code, SHA-256", record.manifest.get("code_sha256")),
         ("versions", ", ".join(f"{n} {v}" for n, v in part(record.manifest, "versions").items()) or None),

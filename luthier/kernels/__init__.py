@@ -6,12 +6,17 @@ definition; in `native`, C++ compiled once for this processor, several times fas
 them.
 """
 
+import os
 from types import ModuleType
 
 from torch import Tensor
 
 from luthier.kernels import cuda, native, plain
 from luthier.kernels.build import library
+
+# torch compiles products in bf16 for each shape, at about a megabyte each, and would keep 1,024 of them: packed rows
+# seldom have a shape twice, so a long run grew by a gigabyte. One microbatch has fewer than 64. Read at first use.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def of(x: Tensor) -> ModuleType:

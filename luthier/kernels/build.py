@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from luthier import machine
 from luthier.cache import root
 
 SOURCES = Path(__file__).with_name("native")
-OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi", "-fopenmp", "-fPIC", "-shared")
+OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi", "-fopenmp", "-fPIC")
 SWITCH = "LUTHIER_KERNELS"
 """Set to `plain` to do without the compiled functions."""
 
@@ -68,11 +69,18 @@ def _compiled(compiler: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         beside = Path(folder) / target.name
-        sources = [str(file) for file in files if file.suffix == ".cpp"]
-        command = [compiler, *OPTIONS, *sources, *_openmp(), "-o", str(beside)]
-        subprocess.run(command, capture_output=True, text=True, check=True)
+        sources = [file for file in files if file.suffix == ".cpp"]
+        objects = [str(Path(folder) / f"{file.stem}.o") for file in sources]
+        commands = [[compiler, *OPTIONS, "-c", str(a), "-o", b] for a, b in zip(sources, objects, strict=True)]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_run, commands))
+        _run([compiler, *OPTIONS, "-shared", *objects, *_openmp(), "-o", str(beside)])
         os.replace(beside, target)
     return target
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, capture_output=True, text=True, check=True)
 
 
 def _openmp() -> list[str]:

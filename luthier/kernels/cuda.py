@@ -66,7 +66,7 @@ def attention_backward(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Normed:
     """As `plain`."""
-    result: Normed = _rows(plain.rms_norm)(x.detach(), weight, eps, None if delta is None else delta.detach())
+    result: Normed = _rows(plain.rms_norm)(x, weight, eps, delta)
     # A compiled function gives an input back as a view of it, by which autograd could not tell that they are one.
     return result if delta is not None else result._replace(total=x)
 
@@ -85,8 +85,7 @@ def layer_norm(
     if drop is not None and drop.p:
         # The seed is another number each time, for which a compiled function would be compiled anew.
         return plain.layer_norm(x, weight, bias, eps, delta, drop)
-    beside = None if delta is None else delta.detach()
-    result: Centred = _rows(plain.layer_norm)(x.detach(), weight, bias, eps, beside)
+    result: Centred = _rows(plain.layer_norm)(x, weight, bias, eps, delta)
     return result if delta is not None else result._replace(total=x)
 
 
@@ -111,13 +110,13 @@ def layer_norm_backward(
 
 def rotate_(x: Tensor, cosine: Tensor, sine: Tensor, size: int, *, back: bool = False) -> Tensor:
     """As `plain`."""
-    _rows(plain.rotate_)(x.detach(), cosine, sine, size, back=back)
+    _rows(plain.rotate_)(x, cosine, sine, size, back=back)
     return x
 
 
 def gate(z: Tensor, up: Tensor | None, kind: int) -> Tensor:
     """As `plain`."""
-    return _rows(plain.gate)(z.detach(), None if up is None else up.detach(), kind)  # type: ignore[no-any-return]
+    return _rows(plain.gate)(z, up, kind)  # type: ignore[no-any-return]
 
 
 def gate_backward(
@@ -129,9 +128,8 @@ def gate_backward(
 
 def logprobs_(z: Tensor, target: Tensor, *, bias: Tensor | None, softcap: float | None, keep: bool) -> Tensor:
     """As `plain`."""
-    bias = None if bias is None else bias.detach()
     run = _rows(plain.logprobs_)
-    return run(z.detach(), target, bias=bias, softcap=softcap, keep=keep)  # type: ignore[no-any-return]
+    return run(z, target, bias=bias, softcap=softcap, keep=keep)  # type: ignore[no-any-return]
 
 
 def _rows(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,7 +139,16 @@ def _rows(function: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
     """One kernel for any number of rows of any width."""
-    return torch.compile(function, dynamic=True, backend=backend)
+    run = torch.compile(function, dynamic=True, backend=backend)
+
+    def bare(x: Any) -> Any:
+        # The compiler looks at gradients of what it is given, and these functions have none.
+        return x.detach() if isinstance(x, Tensor) else x
+
+    def outside_autograd(*arguments: Any, **more: Any) -> Any:
+        return run(*map(bare, arguments), **{name: bare(x) for name, x in more.items()})
+
+    return outside_autograd
 
 
 @cache

@@ -38,8 +38,8 @@ class Centred(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """Dropout by a counter: what happens to number i depends on the seed and i only, so nothing is kept for the backward
-    pass."""
+    """Dropout by a counter: what happens to number i depends on the seed and i only, so nothing is kept for the
+    backward pass."""
 
     p: float = 0.0
     seed: int = 0
@@ -51,6 +51,9 @@ class Drop(NamedTuple):
         z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
         z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
         return (_shift(z ^ _shift(z, 31), 11) >= int(self.p * 2**53)).double() / (1 - self.p)
+
+
+NOTHING = Drop()
 
 
 class Segments(NamedTuple):
@@ -71,7 +74,7 @@ class Rule(NamedTuple):
     causal: bool = True
     window: int = 0
     """Tokens within reach, the token itself counted; 0 sees all."""
-    drop: Drop = Drop()
+    drop: Drop = NOTHING
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Normed:
@@ -96,7 +99,7 @@ def rms_norm_backward(
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, delta: Tensor | None = None, drop: Drop = Drop()
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, delta: Tensor | None = None, drop: Drop = NOTHING
 ) -> Centred:
     """Layer norm (Ba et al., arXiv 1607.06450, equation 4) of x, or of the residual sum x + dropout(delta)."""
     total = x
@@ -245,7 +248,7 @@ def attention_backward(
     heads, groups = q.shape[1], k.shape[1]
     dq, dk, dv = (wide(torch.zeros_like(x)) for x in (q, k, v))
     dots = (wide(out) * wide(grad)).sum(-1).t()
-    for a, b, keys, weights, _ in _weights(q, k, segments, rule._replace(drop=Drop())):
+    for a, b, keys, weights, _ in _weights(q, k, segments, rule._replace(drop=NOTHING)):
         kept = _kept(rule, heads, len(q), a, b, keys)
         g = wide(grad[a:b])
         slopes = torch.einsum("qhd,thd->hqt", g, _grouped(v, keys, heads)) * kept
@@ -297,4 +300,5 @@ def _signed(x: int) -> int:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & (2 ** (64 - bits) - 1)
+    out: Tensor = (z >> bits) & (2 ** (64 - bits) - 1)
+    return out

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from luthier import kernels
 from luthier.batch import depths
 from luthier.errors import ModelError
-from luthier.kernels import native
+from luthier.kernels import plain
 from luthier.kernels.plain import Drop, Rule, Segments
 
 NAME = "luthier"
@@ -140,7 +140,7 @@ def attend(
     if layout.cache is not None:
         layout.cache.put(module.layer_idx, layout, key[0], value[0])  # type: ignore[arg-type]
     kernel = kernels.of(query)
-    if kernel is native and kernel.supports(query.shape[3]):
+    if kernel is not plain and kernel.supports(query.shape[3]):
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
         seed = int(torch.randint(2**62, (1,))) if dropout else 0
         rule = Rule(scale, causal, sliding_window or 0, Drop(dropout, seed))
@@ -239,7 +239,7 @@ def _decode(
     seen = place <= at[:, None]
     if window is not None:
         seen &= place > at[:, None] - window
-    k, v, mask = keys[rows, :, :longest], values[rows, :, :longest], seen[:, None, None]
+    k, v, mask = keys[rows, :, :longest], values[rows, :, :longest], seen[:, None, None].to(q.device)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2)
 

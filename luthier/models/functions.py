@@ -1,5 +1,6 @@
 """Autograd functions of the fast path: a norm with the linear layers behind it, and a gated product with its linear
-layer; attention is `models.attention`. Each keeps as little as possible for the backward pass and recomputes what is cheap.
+layer; attention is `models.attention`. Each keeps as little as possible for the backward pass and recomputes what is
+cheap.
 
     kept for a token and layer of a Llama model, in numbers of the computation's type
     two residual sums 2 H   q, k, v   attention output   gate and up 2 I
@@ -99,8 +100,8 @@ def _trained(found: Sequence[Parts]) -> list[Tensor | None]:
 
 
 def _linear(h: Tensor, p: Parts) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(y [T, O], x A^T [T, r], the weight in the computation's type where it is stored in another: kept, because turning
-    it again costs more than its memory)."""
+    """(y [T, O], x A^T [T, r], the weight in the computation's type where it is stored in another: kept, because
+    turning it again costs more than its memory)."""
     stored = dense_weight(p.base)
     W = stored.to(h.dtype)
     turned = W if p.trained and W.dtype != stored.dtype else None
@@ -255,8 +256,9 @@ class _Project(torch.autograd.Function):
             if g is None:
                 flat += [None] * 4
                 continue
+            low, turned = kept[2 * i : 2 * i + 2]
             mine = needs[5 + 4 * i : 9 + 4 * i]
-            dh, own = _linear_backward(g.contiguous(), h, *kept[2 * i : 2 * i + 2], p, dh, wanted=wanted, needs=mine)
+            dh, own = _linear_backward(g.contiguous(), h, low, turned, p, dh, wanted=wanted, needs=mine)
             flat += own
         del h
         if not wanted:
@@ -298,18 +300,19 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
         g = g.contiguous()
-        z, up, *kept = ctx.saved_tensors
+        z, up, low, turned = ctx.saved_tensors
         p, needs = ctx.parts, ctx.needs_input_grad
         kernel = kernels.of(z)
         inner = needs[0] or needs[1]
         needs_h = needs[4] or needs[6]
-        dh, own = _linear_backward(g, None, *kept, p, None, wanted=inner, needs=(False, needs[5], False, needs[7]))
+        first, second = (False, needs[5], False, needs[7]), (needs[4], False, needs[6], False)
+        dh, own = _linear_backward(g, None, low, turned, p, None, wanted=inner, needs=first)
         h = dz = dup = None
         if inner:
             h, dz, dup = kernel.gate_backward(dh, z, up, ctx.kind, product=needs_h)
         elif needs_h:
             h = kernel.gate(z, up, ctx.kind)
         if needs_h:
-            _, more = _linear_backward(g, h, *kept, p, None, wanted=False, needs=(needs[4], False, needs[6], False))
+            _, more = _linear_backward(g, h, low, turned, p, None, wanted=False, needs=second)
             own = [a if a is not None else b for a, b in zip(own, more, strict=True)]
         return dz, dup, None, None, *own

@@ -172,7 +172,7 @@ class Shelf:
         row = joined(batches)
         rows_R = torch.unique(row.select_S)
         ends = list(accumulate((batch.tokens for batch in batches), initial=0))
-        self._rows.set(ends, torch.searchsorted(rows_R, torch.tensor(ends)).tolist())
+        self._rows.set(ends, torch.searchsorted(rows_R, torch.tensor(ends, device=rows_R.device)).tolist())
         logprobs_S = self.policy.listen(row).logprobs_S
         assert logprobs_S is not None
         parts = torch.split(logprobs_S, [len(batch.target_S) for batch in batches])

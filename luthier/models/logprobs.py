@@ -20,7 +20,9 @@ from luthier.batch import wide
 from luthier.kernels import plain
 
 TILE = 256
-"""Positions in a tile: 50 MB of float32 logits at a vocabulary of 49,152."""
+"""Positions in a tile on a CPU: 50 MB of float32 logits at a vocabulary of 49,152."""
+TILE_NUMBERS = 2**26
+"""Logits in a tile on a GPU, which needs larger products to be busy: 1,365 positions at that vocabulary."""
 
 
 def token_logprobs(
@@ -49,6 +51,10 @@ def logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap:
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
+def _tile(W: Tensor) -> int:
+    return max(1, TILE_NUMBERS // len(W)) if W.is_cuda else TILE
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, W: Tensor, target: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
@@ -57,12 +63,13 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = wide(h.new_empty(0)).new_empty(len(target))
         grad_rows = torch.empty_like(h) if h.requires_grad and not trained else None
         matrix, kernel = W.to(h.dtype), kernels.of(h)
-        for i in range(0, len(target), TILE):
-            z = h[i : i + TILE] @ matrix.t()
+        tile = _tile(W)
+        for i in range(0, len(target), tile):
+            z = h[i : i + tile] @ matrix.t()
             keep = grad_rows is not None
-            logprobs[i : i + TILE] = kernel.logprobs_(z, target[i : i + TILE], bias=bias, softcap=softcap, keep=keep)
+            logprobs[i : i + tile] = kernel.logprobs_(z, target[i : i + tile], bias=bias, softcap=softcap, keep=keep)
             if grad_rows is not None:
-                torch.mm(z, matrix, out=grad_rows[i : i + TILE])
+                torch.mm(z, matrix, out=grad_rows[i : i + tile])
         ctx.softcap = softcap
         ctx.recompute = differentiate and trained
         if ctx.recompute:
@@ -82,16 +89,17 @@ class _TokenLogprobs(torch.autograd.Function):
         dW = wide(torch.zeros_like(W)) if ctx.needs_input_grad[1] else None
         db = wide(torch.zeros_like(bias)) if bias is not None and ctx.needs_input_grad[3] else None
         matrix, kernel = W.to(h.dtype), kernels.of(h)
-        for i in range(0, len(target), TILE):
-            z = h[i : i + TILE] @ matrix.t()
-            kernel.logprobs_(z, target[i : i + TILE], bias=bias, softcap=ctx.softcap, keep=True)
-            z.mul_(g[i : i + TILE, None])
+        tile = _tile(W)
+        for i in range(0, len(target), tile):
+            z = h[i : i + tile] @ matrix.t()
+            kernel.logprobs_(z, target[i : i + tile], bias=bias, softcap=ctx.softcap, keep=True)
+            z.mul_(g[i : i + tile, None])
             if db is not None:
                 db += wide(z).sum(0)
             if dh is not None:
-                torch.mm(z, matrix, out=dh[i : i + TILE])
+                torch.mm(z, matrix, out=dh[i : i + tile])
             if dW is not None:
-                dW += wide(z.t() @ h[i : i + TILE])
+                dW += wide(z.t() @ h[i : i + tile])
         return (
             dh,
             None if dW is None else dW.to(W.dtype),

@@ -104,6 +104,7 @@ def attach(model: Any, adapter: Peft, *, seed: int, head: tuple[str, ...] = (), 
             if prompt:
                 config.task_type, config.inference_mode = "CAUSAL_LM", loaded
             wrapper = peft.get_peft_model(model, config)
+            wrapper.to(model.device)
         except (ValueError, TypeError, ImportError, KeyError, RuntimeError) as error:
             raise RecipeError(
                 f"adapter: PEFT cannot adapt this model with {adapter.method} and these settings",
@@ -198,7 +199,7 @@ def _enter(state: Attached, backbone: Any, given: dict[str, Any]) -> dict[str, A
         virtual_PH = real_TH.new_zeros(P, real_TH.shape[1])
     else:
         virtual_PH = prompt[0].to(real_TH.dtype)
-    first = torch.arange(P)
+    first = torch.arange(P, device=positions.device)
     pieces = zip(virtual, torch.split(real_TH, lengths), torch.split(positions[0], lengths), strict=True)
     parts = [part for v, x, p in pieces for part in ((virtual_PH[:v], first[:v]), (x, p + P))]
     embeddings, places = torch.cat([x for x, _ in parts]), torch.cat([p for _, p in parts])

@@ -44,6 +44,12 @@ class Policy:
         return getattr(self.model, self.model.base_model_prefix)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is. What it is asked about may lie elsewhere."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
     def causal(self) -> bool:
         """Whether the model predicts tokens from left to right."""
         return self.model.config.model_type not in ENCODERS
@@ -55,18 +61,21 @@ class Policy:
         return self.causal and all(getattr(m, "is_causal", True) and not draws(m) for m in self.model.modules())
 
     def listen(self, batch: Batch) -> Signals:
-        """Runs a batch: log-probabilities of its targets, or the scores of its documents."""
+        """Runs a batch: log-probabilities of its targets, or the scores of its documents, on the device that the batch
+        is on."""
+        home, batch = batch.tokens_T.device, batch.to(self.device)
         layout = attention.Layout(bounds=batch.bounds, parents=batch.parents)
         if self.head is not None:
             rows_N = self._read(batch.bounds, batch.leaves)
             hidden_NH = self.hidden(batch.tokens_T, batch.positions_T, layout, rows=rows_N, below=batch.below)
             bounds = batch.bounds if rows_N is None else tuple(range(len(rows_N) + 1))
-            return Signals(scores_NC=self.scores(hidden_NH, bounds))
+            return Signals(scores_NC=self.scores(hidden_NH, bounds).to(home))
         # Only these rows of the last layer are read: the others are computed no further than attention needs them.
         rows_R, select_S = torch.unique(batch.select_S, return_inverse=True)
         hidden_RH = self.hidden(batch.tokens_T, batch.positions_T, layout, rows=rows_R, below=batch.below)
         # Not by indexing, whose gradient adds up in the order that threads take what is selected several times.
-        return Signals(logprobs_S=self.logprobs(hidden_RH.index_select(0, select_S), batch.target_S))
+        logprobs_S = self.logprobs(hidden_RH.index_select(0, select_S), batch.target_S)
+        return Signals(logprobs_S=logprobs_S.to(home))
 
     def logprobs(self, hidden_SH: Tensor, target_S: Tensor) -> Tensor:
         """Log-probabilities of the tokens after hidden states, [S] in float32 or wider."""
@@ -85,7 +94,9 @@ class Policy:
         """Last hidden states. A packed row [T] gives [T, H], or [R, H] where only the row numbers `rows` [R] are
         wanted; a decoding step [B, 1] gives [B, 1, H]. With a cache in the layout, keys and values are put there.
         `below` is where the lowest layers need not be run."""
-        packed = tokens.ndim == 1
+        packed, device = tokens.ndim == 1, self.device
+        tokens, positions = tokens.to(device), positions.to(device)
+        rows = None if rows is None else rows.to(device)
         fast = fast_stack(self.backbone)
         cache = layout.cache
         if packed and cache is not None and isinstance(fast, Stack):
@@ -118,6 +129,7 @@ class Policy:
 
     def below(self, batch: Batch, layers: int) -> Below:
         """What the `layers` lowest layers make of a batch; at least one of them."""
+        batch = batch.to(self.device)
         layout = attention.Layout(bounds=batch.bounds, parents=batch.parents)
         if (fast := fast_stack(self.backbone)) is not None:
             places = batch.positions_T + position_offset(self.model.config)
@@ -237,8 +249,9 @@ def verify(policy: Policy) -> float:
     """
     vocabulary = int(policy.model.config.vocab_size)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, vocabulary, (24,), generator=generator)
-    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.model.parameters())
+    tokens = torch.randint(0, vocabulary, (24,), generator=generator).to(policy.device)
+    types = {policy.dtype, *(p.dtype for p in policy.model.parameters())}
+    half = bool(types & {torch.bfloat16, torch.float16})
     with policy.inference():
         ours = _probe(policy, [tokens[:16]])[0]
         _implementation(policy.model, "eager")

@@ -14,6 +14,7 @@ opened in bf16 to be trained or in float32 to be merged.
 from __future__ import annotations
 
 from collections.abc import Collection
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -123,8 +124,20 @@ def dense(packed: Tensor, scales: Tensor, shape: tuple[int, int], *, kind: str) 
     """The weights that bytes and scales stand for, `shape` [out, in], in float32."""
     if kind == "int8":
         return packed * scales[:, None]
+    if packed.is_cuda and find_spec("bitsandbytes") is not None:
+        return _by_library(packed, scales, shape)
     pairs = F.embedding(packed.int(), _PAIRS.to(packed.device)).view(-1, BLOCK)
     return pairs.mul_(scales[:, None]).view(-1)[: shape[0] * shape[1]].view(shape)
+
+
+def _by_library(packed: Tensor, scales: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The same by bitsandbytes, whose format this is: its kernel makes each weight in one step."""
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    whole = (len(packed) * 2 // BLOCK, BLOCK)
+    state = QuantState(absmax=scales, shape=whole, dtype=torch.float32, blocksize=BLOCK, quant_type="nf4")
+    opened: Tensor = dequantize_4bit(packed.view(-1, 1), state)
+    return opened.view(-1)[: shape[0] * shape[1]].view(shape)
 
 
 def rounded(weight: Tensor, kind: str) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier import kernels
 from luthier.batch import wide
-from luthier.kernels import plain
+from luthier.kernels import native, plain
 from luthier.kernels.plain import GELU_TANH, SILU, Drop, Rule, Segments
 from luthier.kernels.step import Layer, Linear, Norm, Steps
 from luthier.models.adapters import column_scale, dense_weight, parts
@@ -138,10 +138,13 @@ class Stack:
 
     def decoder(self, cache: KeyValues, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
         """From the newest token of each of the cache's rows [B] to its hidden state behind the last norm [B, H], with
-        its keys and values put into the cache. None where a layer has a part that this way does not know.
+        its keys and values put into the cache. None where a layer has a part that this way does not know, and on a
+        GPU.
 
         Weights are taken as they are now; those that are stored in another type than `dtype` are copied.
         """
+        if kernels.of(self.backbone.norm.weight) is not native:
+            return None
         layers = self.backbone.layers[: self.backbone.config.num_hidden_layers]
         described = [self._described(layer, dtype) for layer in layers]
         known = [layer for layer in described if layer is not None]

@@ -114,7 +114,7 @@ def _gpt2_layer(layer: Any, x: Tensor, segments: Segments, rows: Tensor | None, 
     own = layer.attn
     x, h = layer_norm(x, layer.ln_1)
     _, (qkv,) = project(h, [own.c_attn])
-    q, k, v = (y.reshape(len(y), -1, own.head_dim) for y in qkv.split(own.embed_dim, 1))
+    q, k, v = (y.reshape(len(y), -1, own.head_dim) for y in torch.split(qkv, own.embed_dim, 1))
     rule = Rule(float(own.scaling), True, 0, fresh_drop(_rate(own.attn_dropout)))
     heads = rotary_attention(q, k, v, None, segments, rule).flatten(1)
     if rows is not None:
@@ -143,13 +143,13 @@ def centred_stack(backbone: Any) -> CentredStack | None:
     if config.model_type in ("bert", "roberta", "xlm-roberta"):
         size, name = config.hidden_size // config.num_attention_heads, config.hidden_act
         known = not config.is_decoder and not getattr(config, "add_cross_attention", False)
-        parts = (backbone.encoder.layer, _bert_begin, _bert_layer, _as_it_is) if known else None
+        parts: tuple[Any, Any, Any, Any] = (backbone.encoder.layer, _bert_begin, _bert_layer, _as_it_is)
     elif config.model_type == "gpt2":
         size, name = config.n_embd // config.n_head, config.activation_function
         known = not config.add_cross_attention and not config.reorder_and_upcast_attn
-        parts = (backbone.h, _gpt2_begin, _gpt2_layer, _gpt2_end) if known else None
+        parts = (backbone.h, _gpt2_begin, _gpt2_layer, _gpt2_end)
     else:
         return None
-    if parts is None or name not in _ACTIVATIONS or not kernel.supports(size):
+    if not known or name not in _ACTIVATIONS or not kernel.supports(size):
         return None
-    return CentredStack(backbone, *parts, activation=_ACTIVATIONS[name])
+    return CentredStack(backbone, *parts, _ACTIVATIONS[name])

@@ -49,11 +49,11 @@ def begin(
     outputs, inputs = weight.shape
     if init == "default":
         # PEFT's start: A kaiming-uniform with a = sqrt(5), which is uniform within 1 / sqrt(inputs).
-        A = _empty(weight, rank, inputs).uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
-        return Start(A.to(weight.dtype), weight.new_zeros(outputs, rank))
+        A = torch.empty(rank, inputs).uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
+        return Start(A.to(weight), weight.new_zeros(outputs, rank))
     if init == "gaussian":
-        A = _empty(weight, rank, inputs).normal_(std=1 / rank, generator=generator)
-        return Start(A.to(weight.dtype), weight.new_zeros(outputs, rank))
+        A = torch.empty(rank, inputs).normal_(std=1 / rank, generator=generator)
+        return Start(A.to(weight), weight.new_zeros(outputs, rank))
     if init == "orthogonal":
         return _orthogonal(weight, rank, generator)
     if rank > min(outputs, inputs):
@@ -76,10 +76,6 @@ def begin(
     return Start(A, B, weight - scale * (B @ A))
 
 
-def _empty(weight: Tensor, *shape: int) -> Tensor:
-    return torch.empty(*shape, dtype=torch.float32, device=weight.device)
-
-
 def _orthogonal(weight: Tensor, rank: int, generator: torch.Generator) -> Start:
     """A and B that are not zero and whose product is: from the odd and even rows of one orthogonal matrix (PEFT)."""
     if rank % 2:
@@ -90,7 +86,7 @@ def _orthogonal(weight: Tensor, rank: int, generator: torch.Generator) -> Start:
     Q = torch.linalg.qr(torch.randn(rank, rank, generator=generator).double())[0]
     A = (torch.randn(inputs, rank // 2, generator=generator).double() @ Q[0::2]).t() / 10
     B = torch.randn(outputs, rank // 2, generator=generator).double() @ Q[1::2] / 10
-    return Start(A.to(weight.dtype), B.to(weight.dtype))
+    return Start(A.to(weight), B.to(weight))
 
 
 def _top(factors: tuple[Tensor, Tensor, Tensor], rank: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -102,7 +98,7 @@ def _top(factors: tuple[Tensor, Tensor, Tensor], rank: int, scale: float) -> tup
 
 def _fast(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """The top singular triplets by subspace iteration (Halko et al., arXiv 0909.4061, algorithm 4.4)."""
-    basis = torch.linalg.qr(weight @ torch.randn(weight.shape[1], rank, generator=generator).to(weight.dtype))[0]
+    basis = torch.linalg.qr(weight @ torch.randn(weight.shape[1], rank, generator=generator).to(weight))[0]
     for _ in range(NITER):
         basis = torch.linalg.qr(weight @ torch.linalg.qr(weight.t() @ basis)[0])[0]
     U, S, Vh = torch.linalg.svd(basis.t() @ weight, full_matrices=False)

@@ -48,11 +48,14 @@ def fields(model: type[BaseModel]) -> list[Field]:
         node = schema["properties"][name]
         parts = tuple(models_in(info.annotation))
         kinds = [part for part in node.get("anyOf", [node]) if part.get("type") != "null"]
+        choices = [str(choice) for kind in kinds for choice in _choices(kind)]
+        if choices and any(kind.get("type") == "boolean" for kind in kinds):
+            choices = ["true", "false", *choices]
         found.append(
             Field(
                 name=name,
                 words="" if parts else " or ".join(_type(kind) for kind in kinds),
-                choices=tuple(str(choice) for kind in kinds for choice in _choices(kind)),
+                choices=tuple(choices),
                 nullable=len(kinds) < len(node.get("anyOf", [node])),
                 required=info.is_required(),
                 default=None if parts else info.get_default(call_default_factory=True),

@@ -16,8 +16,15 @@ from luthier.recipe.load import build, override, value_of
 
 MAY_BE_SWEPT = ("training.", "adapter.", "data.train", "data.limit")
 """Beginnings of keys whose arms stand on one base and are judged by one measure."""
-NOT_AMONG_THEM = frozenset({"training.threads", "training.max_length", "training.on_over_long"})
-"""A machine's setting, and what would change the rows that arms are compared on."""
+NOT_AMONG_THEM = {
+    **dict.fromkeys(
+        ("training.threads", "training.device", "training.recompute", "training.microbatch_tokens"),
+        "it changes the time and not the model",
+    ),
+    **dict.fromkeys(("training.max_length", "training.on_over_long"), "arms would be compared on other rows"),
+    "model": "every arm stands on the same base",
+}
+"""Key or section -> why it is not swept."""
 
 
 class Axis(NamedTuple):
@@ -69,13 +76,8 @@ def axes(texts: Iterable[str]) -> list[Axis]:
 def _refuse(key: str) -> None:
     if key.startswith(MAY_BE_SWEPT) and key not in NOT_AMONG_THEM:
         return
-    reasons = {
-        "model": "every arm stands on the same base",
-        "training.threads": "it changes the time and not the model",
-        "training.max_length": "arms would be compared on other rows",
-        "training.on_over_long": "arms would be compared on other rows",
-    }
-    why = reasons.get(key) or reasons.get(key.partition(".")[0]) or "arms could not be compared by one validation loss"
+    section = key.partition(".")[0]
+    why = NOT_AMONG_THEM.get(key) or NOT_AMONG_THEM.get(section) or "arms could not be compared by one validation loss"
     raise RecipeError(
         f"--sweep {key}: cannot be swept, because {why}",
         do="sweep keys of training or adapter, data.train or data.limit; for others, start a run for each value",

@@ -16,9 +16,12 @@ class Training(Part):
     """Stop after so many optimizer steps even if epochs remain."""
     batch_examples: Annotated[int, Field(ge=1)] = 8
     """Examples in one optimizer step."""
-    microbatch_tokens: Annotated[int, Field(ge=1)] = 4096
+    microbatch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens computed at once; a step is cut into as many parts as needed. Changes memory and speed, never the
-    result."""
+    result. Left out: 2048, or the longest example, or what memory allows."""
+    recompute: bool | Literal["auto"] = "auto"
+    """Keep only the input of each layer for the backward pass and compute the rest again: less memory, about a third
+    more time, the same result. auto: where memory would not suffice."""
     rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate. Left out: 2e-4 for LoRA, 2e-5 for full fine-tuning, 1e-4 for a classifier in full."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -48,5 +51,13 @@ class Training(Part):
     in either case."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between checkpoints. Left out: at every validation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute: `cuda` is one GPU of Nvidia's. auto: a GPU that this machine has and torch can use."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads. Left out: the cores of this machine. Results are equal to the bit only with the same number."""
+
+    @property
+    def budget(self) -> int:
+        """`microbatch_tokens` of a resolved recipe."""
+        assert self.microbatch_tokens is not None, "the plan derives it"
+        return self.microbatch_tokens

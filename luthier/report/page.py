@@ -23,6 +23,7 @@ from luthier.runs.record import RunRecord, read_record
 from luthier.runs.wording import (
     OBJECTIVES,
     adapter,
+    expectation,
     headline,
     is_adapter,
     limits,
@@ -192,6 +193,7 @@ def _spent(record: RunRecord) -> JSON:
 
 def _cost(record: RunRecord) -> list[tuple[str, str]]:
     spent, evaluated = _spent(record), record.last("evaluated")
+    told_of = expectation(record.last("finished") or {})
     speed = number(spent["tokens_per_second"])
     return [
         ("Training steps", duration(spent["training_seconds"])),
@@ -202,6 +204,7 @@ def _cost(record: RunRecord) -> list[tuple[str, str]]:
         ("Of these computed", _computed(spent)),
         ("Speed", f"{speed}{THIN}tokens a second" if spent["tokens_per_second"] else "not measured"),
         ("Peak memory of the process", memory(spent["memory_bytes"])),
+        *((f"{what.capitalize()}, foretold and fact", told) for what, told in told_of),
         ("Machine", _machine(record) or "not recorded"),
         ("Energy", "not measured"),
     ]
@@ -219,7 +222,9 @@ def _machine(record: RunRecord) -> str:
     machine = part(record.manifest, "machine")
     cores = f"{number(machine['cores'])} cores" if machine.get("cores") else ""
     size = f"{memory(machine['memory_bytes'])} of memory" if machine.get("memory_bytes") else ""
-    return ", ".join(words for words in (machine.get("cpu"), cores, size, machine.get("platform")) if words)
+    return ", ".join(
+        words for words in (machine.get("gpu"), machine.get("cpu"), cores, size, machine.get("platform")) if words
+    )
 
 
 def _use(record: RunRecord) -> JSON:

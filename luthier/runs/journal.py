@@ -6,7 +6,8 @@ Events have `event` (its kind), `time` (seconds since 1970) and the values of th
     derived            key, value, why             validation  step, loss, best
     prepared           side, rows, tokens, ...     checkpoint  step, folder
     finding            the fields of `Finding`     stopped     step, reason
-    evaluated          seconds                     finished    step, seconds, tokens, ...
+    evaluated          seconds                     finished    step, seconds, tokens, expected, ...
+    forecast           what `workflow.forecast` expects of the run
     sweep              arms, left, together, why   spared      microbatches, passes, layer_rows, layer_rows_run
     swept              chosen, arms                failed      reason, of an arm
 

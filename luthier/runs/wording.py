@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.numbers import number, short
+from luthier.numbers import duration, memory, number, short, signed
 from luthier.runs.record import RunRecord
 
 JSON = dict[str, Any]
@@ -80,6 +80,28 @@ def selection(swept: JSON) -> str:
         "too good to be true; the test rows took no part in the choice, so the comparison with the base is as honest "
         "as that of a single run."
     )
+
+
+def expectation(finished: JSON) -> list[tuple[str, str]]:
+    """(what, foretold and fact) of a finished run: its peak memory, and the time of its training steps."""
+    told = finished.get("expected")
+    if not told:
+        return []
+    same = told["steps"] == finished["step"]
+    steps, done = ("", "") if same else (f" for {number(told['steps'])} steps", f" for {number(finished['step'])}")
+    basis = "" if told["by"] == "probe" else ", from its first steps"
+    change = f" ({_change(told['training_seconds'], told['took'])})" if same else ""
+    foretold, took = duration(told["training_seconds"]), duration(told["took"])
+    size, fact = told["memory_bytes"], finished["memory_bytes"]
+    return [
+        ("memory", f"{memory(size)} foretold, {memory(fact)} in fact ({_change(size, fact)})"),
+        ("training", f"{foretold}{steps} foretold{basis}, {took}{done} in fact{change}"),
+    ]
+
+
+def _change(expected: float, fact: float) -> str:
+    percent = round(100 * (fact / expected - 1)) if expected else 0
+    return f"{signed(percent, 0)} %" if percent else "0 %"
 
 
 def standing_stop(record: RunRecord) -> JSON | None:

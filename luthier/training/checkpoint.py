@@ -106,7 +106,7 @@ def load_checkpoint(
         moments = load_file(folder / "moments.safetensors")
         for key, value in moments.items():
             name, _, slot = key.rpartition("|")
-            optimizer.state[parameters[name]][slot] = value
+            optimizer.state[parameters[name]][slot] = value.to(parameters[name].device)
     return progress
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from luthier import kernels
+from luthier import kernels, machine
 from luthier.batch import Batch, Below, Source
 from luthier.data.pack import pack
 from luthier.data.source import stream
@@ -153,7 +153,7 @@ def keep(
 
 def _write(handle: int, store: TokenStore, batch: Batch, states_TH: torch.Tensor) -> None:
     for n, index in enumerate(batch.columns["index_N"].tolist()):
-        own = states_TH[batch.rows(n)].contiguous().view(torch.uint8).numpy()
+        own = states_TH[batch.rows(n)].contiguous().view(torch.uint8).cpu().numpy()
         # Written and not mapped: a full disk is then an error and no signal that ends the process.
         left, at = own.tobytes(), int(store.offsets[index]) * own.shape[1]
         while left:
@@ -172,12 +172,14 @@ def _key(policy: Policy, store: TokenStore, layers: int) -> str:
     """Hash of all that the states depend on: frozen weights, tokens, type, and the code that computes them."""
     parameter = next(policy.backbone.parameters())
     path = [kernels.of(parameter).__name__, getattr(library(), "_name", ""), torch.__version__, str(policy.dtype)]
+    if policy.device.type == "cuda":
+        path.append(str(machine.gpu()))
     digest = hashlib.sha256("\0".join([*path, str(layers), str(torch.get_num_threads())]).encode())
     for module in lower.below(policy.backbone, layers):
         # What is trained stands above the states, such as the last norm.
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if not tensor.requires_grad:
-                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
     for array in (store.tokens, store.offsets):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]

@@ -20,6 +20,7 @@ from torch import nn
 from luthier.batch import Batch, Source
 from luthier.errors import NotFinite
 from luthier.models.adapters import trained
+from luthier.models.device import repeatable
 from luthier.models.policy import Policy
 from luthier.objectives import Objective
 from luthier.recipe import Training
@@ -50,9 +51,10 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         policy.model.train()
         loss = 0.0
-        for part, batch in enumerate(microbatches):
-            torch.manual_seed(part_seed(training.seed, step, part))
-            loss += _backward(policy, objective, batch, units)
+        with repeatable(policy.device):
+            for part, batch in enumerate(microbatches):
+                torch.manual_seed(part_seed(training.seed, step, part))
+                loss += _backward(policy, objective, batch.to(policy.device), units)
         norm, rate = update(optimizer, parameters, training, step=step, steps=len(source), loss=loss, units=units)
         yield StepReport(
             step=step + 1,
@@ -130,6 +132,9 @@ def _not_finite(step: int, loss: float, norm: float) -> NotFinite:
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this process in bytes, as the operating system counts it."""
+    """Peak memory of this process in bytes: on the GPU where it computes on one, as torch's allocator counts it; else
+    resident, as the operating system does."""
+    if held := torch.cuda.max_memory_allocated():
+        return int(held)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

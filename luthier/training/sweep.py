@@ -117,7 +117,7 @@ def groups(parts: Sequence[_Part], limit: int) -> list[list[_Part]]:
             found.append([part])
             continue
         for group in found:
-            room = min(limit, *(p.lane.training.microbatch_tokens for p in (*group, part)))
+            room = min(limit, *(p.lane.training.budget for p in (*group, part)))
             if not group[0].lane.draws and sum(p.batch.tokens for p in group) + part.batch.tokens <= room:
                 group.append(part)
                 break

@@ -43,6 +43,7 @@ def recipe_for(target: str, data: list[str], overrides: Sequence[str] = ()) -> R
     rows."""
     if is_run(target):
         tree = load(RunFolder(Path(target)).recipe).model_dump(mode="json")
+        tree["training"]["device"] = "auto"
     else:
         tree = {"model": {"source": target}, "data": {"train": data}}
     tree["data"] = {
@@ -75,7 +76,8 @@ def open_arm(target: str, recipe: Recipe, folder: Path | None, *, tell: Tell) ->
     if folder is not None:
         recipe = prepare(recipe, folder, tell=tell).recipe
     tokenizer = open_tokenizer(place, origin, recipe)
-    policy, _ = open_policy(recipe, origin)
+    # A model that was trained on a GPU is asked where it is asked.
+    policy, _ = open_policy(recipe, origin, device="auto")
     return Arm(recipe, tokenizer, policy)
 
 

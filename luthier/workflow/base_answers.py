@@ -54,13 +54,16 @@ def base_key(test: TestSet, origin: Origin, policy: Policy, *, alone: bool, answ
         rows=_rows_hash(test),
         objective=None if recipe.objective is None else recipe.objective.model_dump(mode="json"),
         asked=asked,
-        computed=[str(policy.dtype), recipe.model.precision, recipe.model.quantise, torch.get_num_threads()],
+        computed=[
+            *(str(policy.dtype), str(policy.device), recipe.model.precision, recipe.model.quantise),
+            torch.get_num_threads(),
+        ],
         microbatch_tokens=recipe.training.microbatch_tokens,
         adapter=[adapter.model_dump(mode="json"), recipe.training.seed] if apart and adapter is not None else None,
         head=recipe.training.seed if policy.head is not None else None,
         alone=alone,
         versions=[torch.__version__, *(version(name) for name in ("tokenizers", "transformers"))],
-        machine=[machine.instructions(), getattr(library(), "_name", "")],
+        machine=[machine.instructions(), getattr(library(), "_name", ""), str(machine.gpu())],
     )
 
 

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 
+from luthier import machine
 from luthier.errors import ModelError
 from luthier.models import adapters
+from luthier.models.device import chosen
+from luthier.models.device import notes as device_notes
 from luthier.models.load import Head, load_model
 from luthier.models.peft_files import load_adapter
 from luthier.models.policy import Policy, policy, verify
 from luthier.models.sources import Origin
 from luthier.models.starts import MOVES_THE_BASE
-from luthier.recipe import Classify, ClassifyMulti, Lora, Peft, Recipe, Regress
+from luthier.recipe import Classify, ClassifyMulti, Full, Lora, Peft, Recipe, Regress
 
 
 def head_of(recipe: Recipe) -> Head | None:
@@ -26,22 +29,32 @@ def head_of(recipe: Recipe) -> Head | None:
     return Head(1, "regression") if isinstance(objective, Regress) else None
 
 
-def open_policy(recipe: Recipe, origin: Origin, *, dtype: torch.dtype | None = None) -> tuple[Policy, tuple[str, ...]]:
-    """The model of `origin`, with its adapter where it has one, under the recipe's threads, head and precision; and
-    what is to be said of it.
+def open_policy(
+    recipe: Recipe, origin: Origin, *, dtype: torch.dtype | None = None, device: str | None = None
+) -> tuple[Policy, tuple[str, ...]]:
+    """The model of `origin`, with its adapter where it has one, under the recipe's threads, head, precision and device;
+    and what is to be said of it.
 
     Args:
         dtype: instead of the recipe's precision.
+        device: instead of the recipe's, a word of `recipe.Training.device`.
+
+    Raises:
+        RecipeError: there is no such device.
     """
+    place = chosen(device or recipe.training.device)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
-    if dtype is None:
-        dtype = torch.bfloat16 if recipe.model.precision == "bf16" else torch.float32
+    computed = dtype or (torch.bfloat16 if recipe.model.precision == "bf16" else torch.float32)
+    # Weights that are trained themselves stay in float32 whatever is computed in: a small update is lost in bf16.
+    stored = torch.float32 if dtype is None and isinstance(recipe.adapter, Full) else computed
     head, allowed = head_of(recipe), recipe.model.remote_code is not None
-    loaded = load_model(origin, head=head, dtype=dtype, seed=recipe.training.seed, remote_code=allowed)
+    loaded = load_model(origin, head=head, dtype=stored, seed=recipe.training.seed, remote_code=allowed)
     if origin.adapter is not None:
         load_adapter(origin.adapter, loaded.model)
-    return policy(loaded.model, sequence=head is not None, fresh=loaded.fresh), loaded.notes
+    result = policy(loaded.model.to(place), sequence=head is not None, fresh=loaded.fresh)
+    result.dtype = computed
+    return result, (*loaded.notes, *device_notes(place))
 
 
 def build_base(recipe: Recipe, origin: Origin, *, dtype: torch.dtype | None = None) -> tuple[Policy, tuple[str, ...]]:
@@ -69,6 +82,10 @@ def build(recipe: Recipe, origin: Origin, *, dtype: torch.dtype | None = None) -
         head=head_modules(result),
         quantise=recipe.model.quantise,
     )
+    if recipe.model.quantise != "none":
+        # The wider weights are gone, and what they took is needed for other things.
+        machine.give_back()
+    result.recompute = recipe.training.recompute is True
     return result, (*notes, *adapter_notes(recipe))
 
 

@@ -105,7 +105,7 @@ def _reference(
         policy,
         test.tokens,
         asked(test),
-        budget=test.recipe.training.microbatch_tokens,
+        budget=test.recipe.training.budget,
         file=run.side("test") / "reference.npy",
         past=past,
         key=None if past is None else base_key(test, origin, policy, alone=alone, answers=False),

@@ -67,7 +67,7 @@ def _merged(run: RunFolder, recipe: Recipe, beside: Path, tell: Tell) -> JSON:
     tell({"event": "progress", "what": "merging", "done": 0, "total": 3})
     beside.mkdir(parents=True)
     origin = sources.resolve(str(run.model))
-    whole, _ = open_policy(recipe, origin, dtype=torch.float32)
+    whole, _ = open_policy(recipe, origin, dtype=torch.float32, device="cpu")
     documents = _documents(run)
     found: JSON = {}
     if origin.adapter is not None:
@@ -79,7 +79,7 @@ def _merged(run: RunFolder, recipe: Recipe, beside: Path, tell: Tell) -> JSON:
     if (run.card).exists():
         shutil.copy(run.card, beside / "README.md")
     tell({"event": "progress", "what": "merging", "done": 2, "total": 3})
-    reread, _ = open_policy(recipe, sources.resolve(str(beside)), dtype=torch.float32)
+    reread, _ = open_policy(recipe, sources.resolve(str(beside)), dtype=torch.float32, device="cpu")
     reloaded = difference(outputs(whole, documents), outputs(reread, documents), dtype=torch.float32)
     tell({"event": "progress", "what": "merging", "done": 3, "total": 3})
     return {**found, "reloaded": asdict(reloaded)}

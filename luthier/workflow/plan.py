@@ -24,6 +24,7 @@ from luthier.recipe import (
     Supervised,
     TextTokens,
 )
+from luthier.workflow.forecast import Fit
 
 LONGEST_DEFAULT = 4096
 VALIDATIONS = 8
@@ -152,8 +153,13 @@ def derive_numbers(deriver: Deriver, *, positions: int, train_rows: int, answers
         usual = sorted(answers)[int(0.95 * (len(answers) - 1))] if answers else 256
         longest = max(16, min(512, math.ceil(usual * 1.25), positions // 2))
         deriver.fill("evaluation.max_new_tokens", longest, "a quarter more than 95 % of the training answers need")
+    gpu = _derive_device(deriver)
     if tree["model"]["precision"] == "auto":
-        if full:
+        if gpu is not None:
+            precision = "bf16" if gpu.bf16 else "fp32"
+            stay = "trained weights stay in float32"
+            why = f"this GPU computes bf16; {stay}" if gpu.bf16 else "this GPU does not compute bf16"
+        elif full:
             precision, why = "fp32", "trained weights are kept in float32"
         elif machine.fast_bf16():
             precision, why = "bf16", "this processor has instructions for bf16; trained weights stay in float32"
@@ -161,12 +167,30 @@ def derive_numbers(deriver: Deriver, *, positions: int, train_rows: int, answers
             precision, why = "fp32", "this processor has no instructions for bf16"
         tree["model"]["precision"] = None
         deriver.fill("model.precision", precision, why)
-    elif full and tree["model"]["precision"] == "bf16":
+    elif full and gpu is None and tree["model"]["precision"] == "bf16":
         raise RecipeError(
             "model.precision: bf16 would lose small updates of weights that are trained in full",
             got="bf16 with adapter.kind full",
             do="fp32 or auto, or a LoRA adapter",
         )
+
+
+def _derive_device(deriver: Deriver) -> machine.Gpu | None:
+    """Settles `training.device`; gives the GPU where it is one.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    gpu, training = machine.gpu(), deriver.tree["training"]
+    if training["device"] == "auto":
+        training["device"] = None
+        there = f"{gpu.name} with {gpu.memory_bytes / 1e9:.0f} GB" if gpu else "no GPU that torch could use is here"
+        deriver.fill("training.device", "cuda" if gpu else "cpu", there)
+    elif training["device"] == "cuda" and gpu is None:
+        raise RecipeError(
+            "training.device: no GPU that torch could use is here", got="cuda", do="training.device: auto or cpu"
+        )
+    return gpu if training["device"] == "cuda" else None
 
 
 def derive_length(deriver: Deriver, *, positions: int) -> None:
@@ -185,6 +209,14 @@ def derive_length(deriver: Deriver, *, positions: int) -> None:
         ("refuse", "no supervised answer is cut unasked") if conversation else ("cut_end", "usual for documents")
     )
     deriver.fill("training.on_over_long", policy, why)
+
+
+def derive_fit(deriver: Deriver, found: Fit) -> None:
+    """Fills in how much is computed at once, and whether what the backward pass needs is kept."""
+    deriver.fill("training.microbatch_tokens", found.microbatch_tokens, found.why)
+    if deriver.tree["training"]["recompute"] == "auto":
+        deriver.tree["training"]["recompute"] = None
+        deriver.fill("training.recompute", found.recompute, found.why_recompute)
 
 
 def label_list(recipe: Recipe, seen: set[str]) -> list[str]:

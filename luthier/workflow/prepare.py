@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier import cache, machine
-from luthier.budget.estimate import memory
+from luthier import cache
 from luthier.data import length, templates, tokens
 from luthier.data.load import Loaded, load_examples
 from luthier.data.render import Renderer, Shown, describe
@@ -27,9 +26,9 @@ from luthier.models import sources
 from luthier.models.load import load_tokenizer
 from luthier.models.shape import read_shape
 from luthier.models.sources import Origin
-from luthier.recipe import Classify, ClassifyMulti, Full, Lora, Peft, Recipe, Supervised
-from luthier.types import SIDES, Conversation, Example, Finding, Labelled, Sequence, Side, Text
-from luthier.workflow import plan, reuse
+from luthier.recipe import Classify, ClassifyMulti, Recipe, Supervised
+from luthier.types import JSON, SIDES, Conversation, Example, Finding, Labelled, Sequence, Side, Text
+from luthier.workflow import forecast, plan, reuse
 from luthier.workflow.plan import Derived, Deriver
 from luthier.workflow.reuse import Rendered
 from luthier.workflow.tell import Tell, counted, silent
@@ -126,6 +125,8 @@ def prepare(recipe: Recipe, folder: Path, *, tell: Tell = silent, past: Path | N
         deriver, positions=shape.positions, train_rows=sides["train"].sequences, answers=rendered.answers
     )
     findings += rendered.findings
+    plan.derive_fit(deriver, forecast.fit(deriver.recipe(), origin, folder / "data"))
+    findings += _too_large(forecast.forecast(deriver.recipe(), origin, folder / "data").as_dict())
     place = taken.run if taken else None
     return Prepared(deriver.recipe(), deriver.found, findings, origin, tokenizer, loaded, sides, key, place)
 
@@ -334,54 +335,23 @@ def check(recipe: Recipe, *, tell: Tell = silent) -> Checked:
         prepared = prepare(recipe, folder, tell=tell, past=cache.past())
         store = tokens.open_store(folder / "data" / "train")
         sample = describe(store.sequence(0), prepared.tokenizer)
-    estimate = estimated(prepared)
+        estimate = forecast.forecast(prepared.recipe, prepared.origin, folder / "data").as_dict()
     findings = list(prepared.findings)
-    if estimate["memory_bytes"] > estimate["machine_memory_bytes"]:
-        findings.append(
-            Finding(
-                "memory",
-                "block",
-                f"training needs about {estimate['memory_bytes'] / 1e9:.1f} GB and this machine has "
-                f"{estimate['machine_memory_bytes'] / 1e9:.1f} GB",
-                "lower training.microbatch_tokens (the result stays the same), or adapt with LoRA",
-            )
-        )
     return Checked(prepared.recipe, prepared.derived, findings, prepared.sides, estimate["steps"], estimate, sample)
 
 
-def estimated(prepared: Prepared) -> dict[str, Any]:
-    """What training will take, from the model's sizes: memory, steps, tokens."""
-    recipe, shape = prepared.recipe, read_shape(prepared.origin)
-    train, training = prepared.sides["train"], recipe.training
-    per_epoch = -(-train.sequences // training.batch_examples)
-    steps = max(1, round(training.epochs * per_epoch))
-    steps = min(steps, training.max_steps or steps)
-    adapter = recipe.adapter
-    assert adapter is not None
-    if isinstance(adapter, Lora):
-        trained = shape.lora_weights(adapter.rank)
-    elif isinstance(adapter, Peft):
-        # Each method counts otherwise; few have more weights than LoRA of this rank.
-        trained = shape.lora_weights(8)
-    else:
-        trained = shape.weights
-    average = train.tokens / train.sequences
-    largest = min(training.microbatch_tokens, round(average * training.batch_examples * 1.5))
-    need = memory(
-        weights=shape.weights,
-        trained=trained,
-        precision_bytes=2 if recipe.model.precision == "bf16" else 4,
-        hidden=shape.hidden,
-        intermediate=shape.intermediate,
-        layers=shape.layers,
-        vocabulary=shape.vocabulary if isinstance(recipe.objective, Supervised) else 0,
-        microbatch_tokens=max(largest, train.longest),
-    )
-    return {
-        "memory_bytes": need.total,
-        "machine_memory_bytes": machine.memory_bytes(),
-        "weights": shape.weights + (0 if isinstance(adapter, Full) else trained),
-        "trained_weights": trained,
-        "steps": steps,
-        "tokens": round(train.tokens * steps / per_epoch),
-    }
+def _too_large(expected: JSON) -> list[Finding]:
+    """What to say where memory will not suffice: more than the machine has ends a run, more than is free may."""
+    need, whole, free = (expected[key] for key in ("memory_bytes", "machine_memory_bytes", "free_memory_bytes"))
+    if need <= free:
+        return []
+    has = f"this machine has {whole / 1e9:.1f} GB" if need > whole else f"{free / 1e9:.1f} GB of this machine are free"
+    return [
+        Finding(
+            "memory",
+            "block" if need > whole else "warn",
+            f"training needs about {need / 1e9:.1f} GB and {has}",
+            "luthier plan says what would fit; training.recompute: true and a lower training.microbatch_tokens leave "
+            "the result the same",
+        )
+    ]

@@ -78,7 +78,9 @@ def prove(recipe: Recipe, *, rows: int = ROWS, float64: bool = False, tell: Tell
     """
     with tempfile.TemporaryDirectory(prefix="luthier-prove-") as name:
         folder = Path(name)
-        prepared = prepare(recipe, folder, tell=tell)
+        # The slow side is torch on the processor.
+        training = recipe.training.model_copy(update={"device": "cpu"})
+        prepared = prepare(recipe.model_copy(update={"training": training}), folder, tell=tell)
         store = tokens.open_store(folder / "data" / "train")
         shape = read_shape(prepared.origin)
         dtype = torch.float64 if float64 else torch.float32
@@ -164,7 +166,7 @@ def _subject(prepared: Prepared, store: TokenStore, documents: Sequence[Document
     source = EpochSource(
         store,
         batch_examples=min(training.batch_examples, ROWS),
-        microbatch_tokens=training.microbatch_tokens,
+        microbatch_tokens=training.budget,
         epochs=max(1, RESUME_STEPS * training.batch_examples / len(store) + 1),
         seed=training.seed,
         max_steps=RESUME_STEPS,

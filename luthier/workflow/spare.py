@@ -87,7 +87,7 @@ def states(
             run.frozen,
             side,
             layers=layers,
-            budget=recipe.training.microbatch_tokens,
+            budget=recipe.training.budget,
             progress=progress,
         )
         for side, store in stores(run).items()

@@ -40,10 +40,15 @@ from luthier.types import JSON, Finding, Side, StepReport
 from luthier.workflow import reuse, spare
 from luthier.workflow.build import build
 from luthier.workflow.evaluate import evaluate_run
+from luthier.workflow.forecast import forecast
 from luthier.workflow.package import package
 from luthier.workflow.prepare import Prepared, find_model, prepare
+from luthier.workflow.probe import cached
 from luthier.workflow.stop import StopRequest
 from luthier.workflow.tell import Tell, silent
+
+FIRST_STEPS = 3
+"""Steps from which the time of all is told where nothing else was measured."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,7 @@ def complete(
         seconds=round(time.perf_counter() - began, 3),
         memory_bytes=peak_memory(),
         **work_done(read(run.events)),
+        expected=expected_of(read(run.events)),
         saved=spare.account(read(run.events)),
     )
     _describe(run)
@@ -276,6 +282,9 @@ def train_run(work: Work, stop: StopRequest) -> tuple[Policy, Progress]:
     objective, training = OBJECTIVES[work.recipe.objective.kind], work.recipe.training  # type: ignore[union-attr]
     unfinished = not course.progress.done
     if unfinished:
+        if policy.device.type == "cpu":
+            speed = cached(work.recipe, work.origin)
+            work.say("forecast", **forecast(work.recipe, work.origin, work.run.root / "data", speed=speed).as_dict())
         source: Source = course.source
         if spared.layers:
             heed = partial(_heed, stop, work, f"step {course.progress.step} is finished and saved")
@@ -311,7 +320,7 @@ def _source(work: Work, policy: Policy) -> EpochSource:
     return EpochSource(
         tokens.open_store(work.run.side("train")),
         batch_examples=training.batch_examples,
-        microbatch_tokens=training.microbatch_tokens,
+        microbatch_tokens=training.budget,
         epochs=training.epochs,
         seed=training.seed,
         max_steps=training.max_steps,
@@ -418,7 +427,7 @@ def _after_step(course: Course, policy: Policy, report: StepReport, *, last: boo
     if not due or not folder.exists():
         return progress
     store = tokens.open_store(folder)
-    batches = stream(store, np.arange(len(store)), training.microbatch_tokens, share=policy.shares)
+    batches = stream(store, np.arange(len(store)), training.budget, share=policy.shares)
     if (kept := course.kept.get("validation")) is not None:
         batches = map(kept.onto, batches)
     loss = mean_loss(policy, batches, OBJECTIVES[work.recipe.objective.kind])  # type: ignore[union-attr]
@@ -446,6 +455,25 @@ def interrupted(work: Work, step: int, steps: int) -> Interrupted:
         f"stopped after step {step} of {steps}; everything up to it is saved",
         do=f"luthier resume {work.whole or work.run.root}",
     )
+
+
+def expected_of(events: list[JSON]) -> JSON | None:
+    """What was expected when training began, with what its steps took; None where nothing was.
+
+    Where no probe had measured this machine, the time is that of the first steps times the tokens that were left.
+    """
+    told = next((e for e in events if e["event"] == "forecast"), None)
+    steps = [e for e in events if e["event"] == "step"]
+    if told is None or not steps:
+        return None
+    keys = ("memory_bytes", "steps", "computed", "training_seconds")
+    found = {key: told[key] for key in keys}
+    if told["training_seconds"] is None:
+        first = steps[:FIRST_STEPS]
+        each = sum(e["seconds"] for e in first) / sum(e["computed"] for e in first)
+        found["training_seconds"] = round(each * told["computed"], 1)
+    measured = told["training_seconds"] is not None
+    return {**found, "by": "probe" if measured else "first steps", "took": round(sum(e["seconds"] for e in steps), 1)}
 
 
 def work_done(events: list[JSON]) -> JSON:

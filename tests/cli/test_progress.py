@@ -55,6 +55,34 @@ def test_a_log_gets_few_plain_lines() -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", log.getvalue())
 
 
+def test_every_arm_of_a_sweep_has_its_name_before_its_lines_and_a_table_ends_them() -> None:
+    clock, log = Clock(), io.StringIO()
+    with Display(Lines(log, clock=clock), clock=clock) as display:
+        display({"event": "sweep", "arms": 2, "left": 2, "together": True, "why": ""})
+        for arm in ("rate-1", "rate-2"):
+            display({"event": "started", "arm": arm, "run": "r", "step": 0, "steps": 4, "trained": 1, "weights": 9})
+        for step in range(1, 5):
+            for arm in ("rate-1", "rate-2"):
+                clock.now += 3
+                display(
+                    {"event": "step", "arm": arm, "step": step, "loss": 1.0, "tokens": 30, "seconds": 3.0, "rate": 1.0}
+                )
+        display({"event": "failed", "arm": "rate-2", "reason": "step 5: no number"})
+        row = {"values": {}, "step": 4, "steps": 4, "tokens": 120, "seconds": 12.0}
+        arms = [{**row, "name": "rate-1", "loss": 0.5, "failed": None}]
+        arms += [{**row, "name": "rate-2", "loss": None, "failed": "step 5"}]
+        display({"event": "swept", "chosen": "rate-1", "arms": arms})
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "training 2 arms side by side over one base"
+    assert any(line.startswith("rate-1: training: 4 of 4  loss 1.00  10 tokens/s") for line in lines)
+    assert any(line.startswith("rate-2: training: 4 of 4") for line in lines)
+    assert "rate-2: this arm has ended: step 5: no number" in lines
+    assert lines[-4].split() == ["arm", "validation", "loss", "at", "step", "tokens", "seconds"]
+    assert lines[-3].split()[:2] == ["rate-1", "0.500"]
+    assert lines[-2].split()[:2] == ["rate-2", "failed"]
+    assert lines[-1] == "chosen: rate-1"
+
+
 def test_the_end_says_what_shared_beginnings_have_spared() -> None:
     event = {"seconds": 42.0, "tokens": 200, "computed": 150}
     spared = "what rows of a step begin with alike was computed once, which spared 25 % of the tokens"

@@ -28,13 +28,26 @@ def errors_of(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    for verb in ("demo", "tune", "init", "check", "prove", "resume", "evaluate", "chat", "export", "runs", "show"):
+    for verb in (
+        "demo",
+        "tune",
+        "init",
+        "check",
+        "plan",
+        "prove",
+        "resume",
+        "evaluate",
+        "chat",
+        "export",
+        "runs",
+        "show",
+    ):
         assert f"  {verb} " in out
     assert err == ""
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "tune", "init", "check", "prove", "resume", "evaluate", "chat", "export", "runs", "show"]
+    "verb", ["demo", "tune", "init", "check", "plan", "prove", "resume", "evaluate", "chat", "export", "runs", "show"]
 )
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
@@ -58,6 +71,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["tune", "--model", "m", "--data", "a.csv", "b.csv"], ["this is a data file", "--data a.csv --data b.csv"]),
         (["tune", "m.gguf"], ["this is a model", "luthier tune --model m.gguf --data FILE"]),
         (["tune", "nowhere.yaml"], ["there is no such recipe", "luthier init"]),
+        (
+            ["tune", "--model", "m", "--data", "a.jsonl", "--sweep", "model.source=a,b"],
+            ["--sweep model.source: cannot be swept", "the same base"],
+        ),
+        (
+            ["tune", "--model", "m", "--data", "a.jsonl", "--sweep", "training.rat=1,2"],
+            ["training.rat: unknown key", "Did you mean"],
+        ),
         (["tune", "r.yaml", "--model", "m"], ["--model has no place beside it", "-o model.source=MODEL"]),
         (["tune", "--modle", "m"], ["--modle", "--model", "luthier tune --help"]),
         (["tnue"], ["tnue", "tune", "luthier --help"]),

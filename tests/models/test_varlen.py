@@ -161,3 +161,20 @@ def test_flash_is_used_where_it_can_compute_the_gradient_too(
 ) -> None:
     assert cuda.flash_fits(dtype, size, Rule(1.0), capability=capability) is fits
     assert not cuda.flash_fits(dtype, size, Rule(1.0, drop=Drop(0.1, 1)), capability=capability)
+
+
+def test_a_compiled_row_function_is_one_graph_for_any_number_of_rows() -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    run = torch.compile(plain.rms_norm_backward, dynamic=True, fullgraph=True, backend=count)
+    weight = torch.linspace(0.5, 1, 12)
+    for rows in (5, 8):
+        x, grad = torch.linspace(-1, 1, 24 * rows).view(2, rows, 12)
+        inverse = plain.rms_norm(x, weight, 1e-5).inverse
+        ours = run(grad, x, weight, inverse, weight_grad=True)
+        assert all(map(torch.allclose, ours, plain.rms_norm_backward(grad, x, weight, inverse, weight_grad=True)))
+    assert len(graphs) == 1

@@ -16,14 +16,8 @@ ADAPTERS = {"full": Full(), "lora": Lora(rank=3, alpha=5), "dora": Lora(rank=3, 
 HEAD = Head(3, "single_label_classification", ("a", "b", "c"))
 VOCABULARY = 448
 
-FLOAT32_INSIDE = ("llama", "llama-untied", "qwen2", "gemma3", "modernbert")
-"""Families whose norms compute in float32 whatever the model does: a last bit of float64 can return as one of
-float32."""
-
-
-def tight(family):
-    """What float64 leaves of a difference."""
-    return 1e-6 if family in FLOAT32_INSIDE else 1e-11
+TIGHT = 1e-11
+"""What float64 leaves of a difference."""
 
 
 def kind(family):

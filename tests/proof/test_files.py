@@ -15,7 +15,7 @@ from luthier.recipe import Lora, Training
 from luthier.training.checkpoint import save_checkpoint
 from luthier.training.optim import adamw
 from tests.chain import Steps
-from tests.proof.subjects import ADAPTERS, HEAD, READERS, WRITERS, adapted, document, tight
+from tests.proof.subjects import ADAPTERS, HEAD, READERS, TIGHT, WRITERS, adapted, document
 
 IDS = [list(range(5, 30)), list(range(40, 52))]
 TRAINING = Training(rate=1e-2)
@@ -89,7 +89,7 @@ def test_peft_computes_what_we_compute(tiny, family, name):
         save=saving(wanted, head),
     )
     assert proof.passed, proof
-    assert proof.largest <= tight(family)
+    assert proof.largest <= TIGHT
 
 
 def test_a_folder_that_says_another_scale_is_found(tiny):
@@ -123,7 +123,7 @@ def test_a_folder_that_peft_cannot_load_is_found(tiny):
 def test_merged_weights_compute_what_base_and_adapter_compute(tiny, family, name):
     proof = merge(adapted(tiny, family, ADAPTERS[name]), IDS)
     assert proof.passed, proof
-    assert proof.largest <= tight(family)
+    assert proof.largest <= TIGHT
 
 
 def test_a_merge_that_leaves_a_layer_out_is_found(tiny):

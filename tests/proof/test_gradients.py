@@ -12,7 +12,7 @@ from luthier.batch import Signals
 from luthier.models.policy import Policy
 from luthier.proof.gradients import accumulation, cuts, packing, sharing
 from luthier.proof.measure import gradient_gap
-from tests.proof.subjects import ADAPTERS, READERS, WRITERS, adapted, document, documents, kind, tight
+from tests.proof.subjects import ADAPTERS, READERS, TIGHT, WRITERS, adapted, document, documents, kind
 
 quick = settings(
     deadline=None,
@@ -33,7 +33,7 @@ def test_packed_padded_and_one_by_one_are_the_same(tiny, family, adapter):
     def holds(drawn):
         proof = packing(subject, drawn, kind=kind(family))
         assert proof.passed, proof
-        assert proof.largest <= tight(family)
+        assert proof.largest <= TIGHT
 
     holds()
 
@@ -47,7 +47,7 @@ def test_scores_of_decoders_packed_are_those_of_one_document_at_a_time(tiny, fam
     def holds(drawn):
         proof = packing(subject, drawn, kind="classify")
         assert proof.passed, proof
-        assert proof.largest <= tight(family)
+        assert proof.largest <= TIGHT
 
     holds()
 
@@ -62,7 +62,7 @@ def test_what_documents_begin_with_alike_may_be_computed_once(tiny, family, adap
     def holds(drawn):
         proof = sharing(subject, drawn, kind="supervised")
         assert proof.passed, proof
-        assert proof.largest <= tight(family)
+        assert proof.largest <= TIGHT
 
     holds()
 
@@ -76,7 +76,7 @@ def test_any_cut_of_a_step_is_the_step(tiny, family):
     def holds(drawn):
         proof = accumulation(subject, drawn, kind=kind(family))
         assert proof.passed, proof
-        assert proof.largest <= tight(family)
+        assert proof.largest <= TIGHT
 
     holds()
 

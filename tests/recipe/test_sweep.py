@@ -40,6 +40,7 @@ def test_lists_and_words_are_values():
         ("model.precision=fp32,bf16", "every arm stands on the same base"),
         ("training.max_length=100,200", "compared on other rows"),
         ("training.threads=1,2", "time and not the model"),
+        ("training.microbatch_tokens=1,2", "time and not the model"),
         ("data.validation=a,b", "one validation loss"),
         ("objective.turns=all,last", "one validation loss"),
         ("evaluation.limit=1,2", "one validation loss"),

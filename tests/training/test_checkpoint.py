@@ -190,10 +190,10 @@ def test_the_state_is_readable_by_people(tiny, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real disk of 1 MB that fills up."""
+    """A real disk of 4 MB that fills up."""
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root on Linux")
     if subprocess.run(command, capture_output=True, check=False).returncode:

@@ -36,7 +36,13 @@ def store(folder, count=10, *, seed=0):
 
 
 def case(adapter, *, slice_=0, **settings):
-    return adapter, slice_, Training(**{"rate": 1e-2, "warmup": 0.2, "batch_examples": 4, "epochs": 2.0, **settings})
+    return (
+        adapter,
+        slice_,
+        Training(
+            **{"rate": 1e-2, "warmup": 0.2, "batch_examples": 4, "epochs": 2.0, "microbatch_tokens": 4096, **settings}
+        ),
+    )
 
 
 CASES = {

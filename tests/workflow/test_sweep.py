@@ -106,7 +106,7 @@ def test_rows_are_prepared_once_for_all_arms(swept):
     first, *others = (events(arm_of(swept, f"rate-{rate}"), "prepared") for rate in ("0.001", "0.01", "0.03"))
     assert [e["taken_from"] for e in first] == [None] * 3
     for prepared in others:
-        assert [e["taken_from"] for e in prepared] == [str(arm_of(swept, "rate-0.001").root)] * 3
+        assert all(RunFolder(swept.arms / e["taken_from"]).root.parent == swept.arms for e in prepared)
     store = arm_of(swept, "rate-0.01").side("train") / "tokens.bin"
     assert store.samefile(swept.side("train") / "tokens.bin")
 
@@ -199,6 +199,27 @@ def test_a_sweep_that_is_refused_leaves_no_folder(saved_tiny, tmp_path):
     with pytest.raises(InputError):
         sweep(wanted, axes([f"data.train={data},{tmp_path / 'missing.jsonl'}"]), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_arms_on_a_real_model_end_as_they_do_alone(smollm2, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", conversations(30))
+    settings = {"max_steps": 3, "batch_examples": 3, "threads": 1, "rate": 2e-4, "validate_every": 3}
+    wanted = recipe(smollm2.source, data, training=settings, evaluation={"enabled": False})
+    run = sweep(wanted, axes(["training.rate=2e-4,1e-3", "adapter.rank=4,8"]), tmp_path / "run")
+    (spared,) = events(run, "spared")
+    assert spared["passes"] < spared["microbatches"]
+    for name in ("rate-0.0002_rank-4", "rate-0.001_rank-8"):
+        arm = arm_of(run, name)
+        alone = tune(load(arm.asked), tmp_path / name)
+        for found, expected in zip(losses(arm), losses(alone), strict=True):
+            assert found == pytest.approx(expected, rel=1e-3)
+        for key, value in weights(arm).items():
+            # AdamW's first steps are of the size of the rate, whatever the size of a gradient: where one is no more
+            # than rounding, its step may go the other way.
+            difference = (value - weights(alone)[key]).abs()
+            assert difference.mean() < 0.02 * float(load(arm.recipe).training.rate)
 
 
 MOMENTS = {

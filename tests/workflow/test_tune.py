@@ -99,8 +99,8 @@ def test_the_run_folder_holds_what_is_promised(tuned, case):
     assert all(math.isfinite(loss) for _, loss, _ in losses(run))
 
 
-MAY_BE_NONE = {"max_steps", "limit", "revision", "sha256", "tokenizer", "template", "remote_code", "layers", "column",
-               "system", "columns", "margin", "max_new_tokens"}  # fmt: skip
+MAY_BE_NONE = {"max_steps", "plus", "limit", "revision", "sha256", "tokenizer", "template", "remote_code", "layers",
+               "column", "system", "columns", "margin", "max_new_tokens"}  # fmt: skip
 
 
 def _left_out(tree, key=""):
