@@ -24,6 +24,7 @@ import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
@@ -297,22 +298,17 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def config(model: nn.Module) -> dict[str, Any]:
-    """What PEFT writes into `adapter_config.json`, where it differs from the defaults; sets as sorted lists."""
+    """What PEFT writes into `adapter_config.json`: every setting, because PEFT takes one that is left out for an older
+    format in some methods (OFT); sets as sorted lists."""
     state = attached(model)
     assert state is not None
-    ours = state.wrapper.peft_config["default"].to_dict()
-    usual = {f.name: _default(f) for f in dataclasses.fields(_config_class(state.method))}
-    said = {key: value for key, value in ours.items() if key not in _OURS and value != usual.get(key)}
+    whole = state.wrapper.peft_config["default"].to_dict()
+    said = {key: value for key, value in whole.items() if key not in _OURS and value is not None}
     return {
         "peft_type": state.method.upper(),
+        "peft_version": version("peft"),
         **{key: sorted(value) if isinstance(value, set) else value for key, value in said.items()},
     }
-
-
-def _default(field: Any) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def load(model: nn.Module, adapter: Peft, saved: dict[str, Tensor], *, where: str) -> None:

@@ -287,3 +287,11 @@ def test_a_layer_of_pefts_is_not_taken_apart(tiny):
     assert adapters.parts(layer.self_attn.k_proj) is not None
     adapters.attach(other := tiny("llama"), Lora(rank=2), seed=0)
     assert adapters.parts(adapters.layer_list(other)[0].self_attn.q_proj).A.shape == (2, 64)
+
+
+def test_peft_reads_a_folder_whose_settings_are_all_defaults(tiny, tmp_path):
+    model = tiny("llama")
+    adapters.attach(model, Peft(method="oft"), seed=3)
+    written = peft_methods.config(model)
+    assert peft.OFTConfig(**peft.OFTConfig.from_peft_type(**written).to_dict()).oft_block_size == 32
+    assert written["oft_block_size"] == 32
