@@ -21,6 +21,9 @@ PROGRAM_BYTES = 320e6
 RUNTIME_BYTES = 140e6
 """What the first forward pass adds: code of the model's family, of matrix products and their scratch (Linux, torch
 2.13, 2026-11)."""
+THREAD_BYTES, MOST_THREADS = 80e6, 4
+"""What a thread beyond the first adds, for its own heap and scratch; measured with one and two, and counted for four at
+most."""
 COMPILED_BYTES = 60e6
 """Products in bf16 are compiled for each shape, and 64 of them are kept (`luthier.kernels`)."""
 GAPS = 0.25
@@ -122,6 +125,7 @@ def memory(
     *,
     recompute: bool,
     program: float = PROGRAM_BYTES,
+    threads: int = 1,
     answers: int = 0,
     room: int = 0,
     second_base: bool = False,
@@ -136,7 +140,8 @@ def memory(
         second_base: the comparison loads the base once more.
     """
     base = weight_bytes(sizes)
-    resident = int(program + RUNTIME_BYTES + (COMPILED_BYTES if sizes.number == 2 else 0))
+    more = THREAD_BYTES * (min(threads, MOST_THREADS) - 1) + (COMPILED_BYTES if sizes.number == 2 else 0)
+    resident = int(program + RUNTIME_BYTES + more)
     # Value, gradient and two moments in float32; the value of a model's own weight is counted with the model.
     trained = sizes.trained * (12 if sizes.full else 16)
     values = answers * room * sizes.layers * 2 * sizes.keys * sizes.number

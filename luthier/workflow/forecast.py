@@ -102,6 +102,7 @@ def _memory(recipe: Recipe, sizes: Sizes, work: Work, program: int | None, *, re
         work.largest,
         recompute=recipe.training.recompute is True if recompute is None else recompute,
         program=PROGRAM_BYTES if program is None else program,
+        threads=recipe.training.threads or machine.cores(),
         answers=min(work.batch, work.answers),
         room=work.room,
         second_base=bool(compared) and again,
