@@ -259,7 +259,7 @@ def test_a_sweep_that_is_killed_and_resumed_ends_as_one_that_was_not(wanted, swe
         assert os.WEXITSTATUS(status) == 0, (moment, (tmp_path / "out").read_text())
         for arm, (its_losses, its_weights) in zip(sorted(run.arms.iterdir()), expected, strict=True):
             for found, wanted_loss in zip(losses(RunFolder(arm)), its_losses, strict=True):
-                assert found == pytest.approx(wanted_loss, rel=1e-4)
+                assert found == pytest.approx(wanted_loss, rel=1e-3)
             for name, value in weights(RunFolder(arm)).items():
                 torch.testing.assert_close(value, its_weights[name], rtol=0, atol=1e-3)
         assert events(run, "swept")[0]["chosen"] == events(swept, "swept")[0]["chosen"]
