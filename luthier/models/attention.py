@@ -142,8 +142,7 @@ def attend(
     kernel = kernels.of(query)
     if kernel is not plain and kernel.supports(query.shape[3]):
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
-        seed = int(torch.randint(2**62, (1,))) if dropout else 0
-        rule = Rule(scale, causal, sliding_window or 0, Drop(dropout, seed))
+        rule = Rule(scale, causal, sliding_window or 0, fresh_drop(dropout))
         q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
         return rotary_attention(q, k, v, None, segments(layout.bounds, layout.parents), rule)[None], None
     # One split and not a slice for each document: a slice's backward pass fills a whole row with zeros every time.
@@ -158,6 +157,11 @@ def attend(
             k, v = (torch.cat([x[at] for at in chain], 2) for x in (keys, values))
             parts.append(_branch(q, k, v, scaling, dropout, sliding_window))
     return torch.cat(parts, 2).transpose(1, 2), None
+
+
+def fresh_drop(p: float) -> Drop:
+    """Dropout with a seed from torch's generator, which the loop seeds for each microbatch."""
+    return Drop(p, int(torch.randint(2**62, (1,)))) if p else Drop()
 
 
 def rotary_attention(

@@ -23,6 +23,7 @@ from luthier import kernels
 from luthier.batch import wide
 from luthier.kernels.plain import Drop
 from luthier.models.adapters import Parts, dense_weight, parts
+from luthier.models.attention import fresh_drop
 
 
 class Scale(NamedTuple):
@@ -70,11 +71,6 @@ def layer_norm(
     drop = fresh_drop(dropout)
     arguments = (x, delta, module.weight, module.bias, float(module.eps), drop)
     return _LayerNorm.apply(*arguments)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def fresh_drop(p: float) -> Drop:
-    """Dropout with a seed from torch's generator, which the loop seeds for each microbatch."""
-    return Drop(p, int(torch.randint(2**62, (1,)))) if p else Drop()
 
 
 def embed(tokens: Tensor, module: nn.Embedding) -> Tensor:

@@ -20,10 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from luthier import kernels
 from luthier.batch import wide
 from luthier.kernels import native, plain
-from luthier.kernels.plain import GELU_TANH, SILU, Drop, Rule, Segments
+from luthier.kernels.plain import GELU_TANH, SILU, Rule, Segments
 from luthier.kernels.step import Layer, Linear, Norm, Steps
 from luthier.models.adapters import column_scale, dense_weight, parts
-from luthier.models.attention import KeyValues, rotary_attention
+from luthier.models.attention import KeyValues, fresh_drop, rotary_attention
 from luthier.models.functions import Scale, embed, gated, norm, project
 from luthier.models.quantised import QuantisedLinear
 
@@ -206,8 +206,7 @@ class Stack:
 
 def _rule(attention: Any) -> Rule:
     dropout = float(attention.attention_dropout) if attention.training else 0.0
-    seed = int(torch.randint(2**62, (1,))) if dropout else 0
-    return Rule(float(attention.scaling), True, _window(attention), Drop(dropout, seed))
+    return Rule(float(attention.scaling), True, _window(attention), fresh_drop(dropout))
 
 
 def _linear(module: nn.Module, dtype: torch.dtype) -> Linear | None:

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from luthier import kernels
 from luthier.kernels import plain
 from luthier.kernels.plain import GELU, GELU_TANH, Rule, Segments
-from luthier.models.attention import rotary_attention
-from luthier.models.functions import embed, fresh_drop, gated, layer_norm, project
+from luthier.models.attention import fresh_drop, rotary_attention
+from luthier.models.functions import embed, gated, layer_norm, project
 
 _ACTIVATIONS = {"gelu": GELU, "gelu_new": GELU_TANH, "gelu_pytorch_tanh": GELU_TANH}
 
