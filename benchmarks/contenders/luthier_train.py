@@ -16,8 +16,9 @@ from benchmarks.contenders.common import Job, Row, peak_bytes, read_job, say
 
 
 def recipe_of(job: Job) -> Any:
-    """The recipe of the job, with nothing left to derive."""
+    """The recipe of the job, with nothing left to derive: microbatches are as large as `luthier tune` makes them."""
     from luthier.recipe.load import build
+    from luthier.workflow.forecast import USUAL_TOKENS
 
     lora = job.kind == "lora"
     labels = None if lora else labels_of(job.model)
@@ -34,6 +35,8 @@ def recipe_of(job: Job) -> Any:
                 "schedule": "constant",
                 "warmup": 0.0,
                 "clip": job.clip,
+                "microbatch_tokens": max(USUAL_TOKENS, *(len(row.tokens) for row in job.load_rows())),
+                "recompute": False,
                 "threads": job.threads,
                 "device": job.device,
             },
