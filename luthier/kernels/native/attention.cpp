@@ -6,12 +6,11 @@
 //
 // Products run over panels of 64 columns. In bf16 two neighbouring values of the summed dimension share a 32-bit lane,
 // as the processor's dot product wants them; `PAIR` is how many do.
-#include "simd.h"
+#include "amx.h"
 
 namespace luthier {
 
 constexpr int PANEL = 64;  // columns of a block of scores
-constexpr int BLOCK = 48;  // rows of a block of scores
 constexpr int MR = 6;      // rows of a register tile
 
 #if defined(__AVX512BF16__)
@@ -28,6 +27,16 @@ template <> struct Operand<bf16> { using E = float; static constexpr int PAIR = 
 #endif
 inline F multiply(F acc, float a, F b) { return acc + a * b; }
 inline D multiply(D acc, double a, D b) { return acc + a * b; }
+
+// Rows of a block of scores, and vectors of columns that a product takes at least: whole tiles, where there are such.
+template <class E> constexpr int BLOCK = 48;
+template <class E> constexpr int STEP = 1;
+#if defined(LUTHIER_TILES)
+template <> constexpr int BLOCK<Pair> = 64;
+template <> constexpr int STEP<Pair> = 2;
+#endif
+template <class N> constexpr N down(N n, N step) { return n / step * step; }
+template <class N> constexpr N up(N n, N step) { return (n + step - 1) / step * step; }
 
 // C [R, 16 NV] (+)= A [R, K] B [K, 16 NV]; K counts elements of type E (pairs in bf16).
 template <class E, class C, int R, int NV>
@@ -63,6 +72,10 @@ void product_of(const E* A, int64_t lda, const E* B, int64_t ldb, C* c, int64_t 
 
 template <class E, class C>
 void product(const E* A, int64_t lda, const E* B, int64_t ldb, C* c, int64_t ldc, int M, int vectors, int K, bool add) {
+#if defined(LUTHIER_TILES)
+    if constexpr (std::is_same<E, Pair>::value)
+        if (tiles() && K % W == 0 && vectors % 2 == 0) return tile_product(A, lda, B, ldb, c, ldc, M, vectors, K, add);
+#endif
     for (; vectors >= 4; vectors -= 4, B += 4 * W, c += 4 * W) product_of<E, C, 4>(A, lda, B, ldb, c, ldc, M, K, add);
     switch (vectors) {
         case 3: product_of<E, C, 3>(A, lda, B, ldb, c, ldc, M, K, add); break;
@@ -110,7 +123,7 @@ inline Plan plan(const Shape& s) {
         tree.last = i + 1;
         tree.end = s.bounds[i + 1];
         p.at[i] = tree.padded;
-        tree.padded += (n + PANEL - 1) / PANEL * PANEL;
+        tree.padded += up<int64_t>(n, PANEL);
         tree.cost += double(n) * double(s.starts[i] + n);
     }
     // Longest first, so that no thread begins the longest task last.
@@ -190,8 +203,8 @@ template <class T, class E>
 void pack_columns(const Shape& s, const Plan& p, const Tree& t, const T* x, int64_t stride, E* out, std::vector<E>& room) {
     const int64_t depth = s.size / Operand<T>::PAIR;
     for (int64_t g = t.first; g < t.last; g++)
-        for (int64_t i = 0, n = s.bounds[g + 1] - s.bounds[g]; i < n; i += W) {
-            const int64_t place = p.at[g] + i, m = std::min<int64_t>(W, n - i);
+        for (int64_t i = 0, n = s.bounds[g + 1] - s.bounds[g], full = up<int64_t>(n, W * STEP<E>); i < full; i += W) {
+            const int64_t place = p.at[g] + i, m = std::clamp<int64_t>(n - i, 0, W);
             E* o = out + place / PANEL * PANEL * depth + place % PANEL;
             int64_t step;
             const E* rows = rows_as<T, E>(x + (s.bounds[g] + i) * stride, stride, m, room, step, s.size);
@@ -204,7 +217,7 @@ template <class T, class E>
 void pack_rows(const Shape& s, const Plan& p, const Tree& t, const T* x, int64_t stride, E* out) {
     constexpr int PAIR = Operand<T>::PAIR;
     for (int64_t g = t.first; g < t.last; g++) {
-        const int64_t n = s.bounds[g + 1] - s.bounds[g], full = (n + PANEL - 1) / PANEL * PANEL;
+        const int64_t n = s.bounds[g + 1] - s.bounds[g], full = up<int64_t>(n, PANEL);
         for (int64_t i = 0; i < full; i += PAIR) {
             const T* row = x + (s.bounds[g] + i) * stride;
             E* o = out + (p.at[g] + i) / PAIR * s.size;
@@ -220,7 +233,7 @@ void pack_transposed(const Shape& s, const Plan& p, const Tree& t, const T* x, i
     const int64_t width = t.padded / PAIR;
     E square[W * W];
     for (int64_t g = t.first; g < t.last; g++) {
-        const int64_t n = s.bounds[g + 1] - s.bounds[g], full = (n + PANEL - 1) / PANEL * PANEL;
+        const int64_t n = s.bounds[g + 1] - s.bounds[g], full = up<int64_t>(n, PANEL);
         for (int64_t i = 0; i < full; i += W * PAIR)
             for (int64_t d = 0; d < s.size; d += W) {
                 for (int j = 0; j < W; j++) {
@@ -245,7 +258,7 @@ void forward(const Shape& s, const T* q, const T* k, const T* v, T* out, typenam
     using V = typename Of<C>::V;
     using I = typename Of<C>::I;
     using E = typename Operand<T>::E;
-    constexpr int PAIR = Operand<T>::PAIR;
+    constexpr int PAIR = Operand<T>::PAIR, BLOCK = luthier::BLOCK<E>, STEP = luthier::STEP<E>;
     const Plan p = plan(s);
     const int64_t group = s.heads / s.kv_heads, depth = s.size / PAIR;
     const int dv = int(s.size / W), width = PANEL / PAIR;
@@ -254,6 +267,7 @@ void forward(const Shape& s, const T* q, const T* k, const T* v, T* out, typenam
     const I lane = lanes<I>();
 #pragma omp parallel num_threads(s.threads)
     {
+        const Tiles held{};
         std::vector<E> columns, rows, room;
         alignas(64) C scores[BLOCK * PANEL];
         alignas(64) E weights[BLOCK * PANEL];
@@ -287,7 +301,7 @@ void forward(const Shape& s, const T* q, const T* k, const T* v, T* out, typenam
                             if (low >= high) continue;
                             // What no row sees is not computed: the first rows, columns on either side.
                             const int r0 = s.causal ? int(std::clamp<int64_t>(first - position, 0, m)) : 0;
-                            const int u0 = low / W, u1 = (high + W - 1) / W;
+                            const int u0 = down(low / W, STEP), u1 = up((high + W - 1) / W, STEP);
                             const int64_t place = p.at[c] + j0;
                             product<E, C>(A + r0 * lda, lda, kc + place * depth + u0 * W, PANEL,
                                           scores + r0 * PANEL + u0 * W, PANEL, m - r0, u1 - u0, int(depth), false);
@@ -352,7 +366,7 @@ void backward(const Shape& s, const T* q, const T* k, const T* v, const T* out, 
     using V = typename Of<C>::V;
     using I = typename Of<C>::I;
     using E = typename Operand<T>::E;
-    constexpr int PAIR = Operand<T>::PAIR;
+    constexpr int PAIR = Operand<T>::PAIR, BLOCK = luthier::BLOCK<E>, STEP = luthier::STEP<E>;
     const Plan p = plan(s);
     const int64_t group = s.heads / s.kv_heads, depth = s.size / PAIR, kv_size = s.kv_heads * s.size;
     const int vs = int(s.size / W), width = PANEL / PAIR;
@@ -363,6 +377,7 @@ void backward(const Shape& s, const T* q, const T* k, const T* v, const T* out, 
     C *sum_k = partial, *sum_v = partial + s.heads * s.tokens * s.size;
 #pragma omp parallel num_threads(s.threads)
     {
+        const Tiles held{};
         std::vector<E> qc, gc, qr, gr, kt, room_k, room_v;
         std::vector<C> dqt(s.size * PANEL), dots;
         alignas(64) C scores[BLOCK * PANEL], slopes[BLOCK * PANEL];
@@ -393,11 +408,11 @@ void backward(const Shape& s, const T* q, const T* k, const T* v, const T* out, 
             for (int64_t a = t.first; a < t.last; a++)
                 for (int64_t b = 0, na = s.bounds[a + 1] - s.bounds[a]; b < na; b += PANEL) {
                     const int64_t i0 = s.bounds[a] + b, position = s.starts[a] + b, here = p.at[a] + b;
-                    const int cols = int(std::min<int64_t>(PANEL, na - b)), nv = (cols + W - 1) / W;
+                    const int cols = int(std::min<int64_t>(PANEL, na - b)), nv = up((cols + W - 1) / W, STEP);
                     std::fill(dqt.begin(), dqt.end(), C(0));
                     V shift[PANEL / W], dot[PANEL / W];
                     for (int u = 0; u < nv; u++) {
-                        const int n = std::min(W, cols - u * W);
+                        const int n = std::clamp(cols - u * W, 0, W);
                         shift[u] = load_some(L + i0 + u * W, n);
                         dot[u] = load_some(D + i0 - t.begin + u * W, n);
                     }
@@ -411,7 +426,7 @@ void backward(const Shape& s, const T* q, const T* k, const T* v, const T* out, 
                             const Span far = queries_of(s, first + m - 1, position, cols);
                             const int low = std::min(near.low, far.low), high = std::max(near.high, far.high);
                             if (low >= high) continue;
-                            const int u0 = low / W, u1 = (high + W - 1) / W, skip = u0 * W;
+                            const int u0 = down(low / W, STEP), u1 = up((high + W - 1) / W, STEP), skip = u0 * W;
                             int64_t ldk, ldv;
                             const E* KA = rows_as<T, E>(k + key * s.k_stride + g * s.size, s.k_stride, m, room_k, ldk, s.size);
                             const E* VA = rows_as<T, E>(v + key * s.v_stride + g * s.size, s.v_stride, m, room_v, ldv, s.size);
@@ -444,6 +459,8 @@ void backward(const Shape& s, const T* q, const T* k, const T* v, const T* out, 
                                     }
                                 }
                             }
+                            const int deep = int(up<int64_t>((m + PAIR - 1) / PAIR, STEP == 2 ? W : 1));
+                            if (PAIR == 2) std::fill(pairs + (m + 1) / 2 * PANEL, pairs + deep * PANEL, E{});
                             const int kp = (u1 - u0) * W / PAIR, shared = skip / PAIR;
                             const int64_t from = (here + skip) / PAIR * s.size;
                             product<E, C>(weights + shared, width, GR + from, s.size, SV + key * s.size, s.size, m, vs,
@@ -452,7 +469,7 @@ void backward(const Shape& s, const T* q, const T* k, const T* v, const T* out, 
                                           kp, true);
                             const E* right = (PAIR == 2 ? pairs : deltas) + skip;
                             product<E, C>(KT + (p.at[c] + j0) / PAIR, t.padded / PAIR, right, PANEL,
-                                          dqt.data() + skip, PANEL, int(s.size), u1 - u0, (m + PAIR - 1) / PAIR, true);
+                                          dqt.data() + skip, PANEL, int(s.size), u1 - u0, deep, true);
                         }
                     for (int i = 0; i < cols; i += W)
                         for (int d = 0; d < s.size; d += W) {
