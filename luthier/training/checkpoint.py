@@ -10,12 +10,14 @@ Nothing else is state: the data of a step, its rate and its dropout are function
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,7 +54,7 @@ def save_checkpoint(
     Raises:
         StorageError: the disk is full or read-only; earlier checkpoints stand.
     """
-    final = folder / f"step-{progress.step:06d}"
+    final = _place(folder, progress.step)
     beside = folder / f".{final.name}.partial"
     weights = {name: p.detach().contiguous() for name, p in parameters.items()}
     moments: dict[str, Tensor] = {}
@@ -141,11 +143,41 @@ def usable(folder: Path) -> tuple[Path | None, list[Path]]:
     return None, damaged
 
 
+def level(folders: Sequence[Path]) -> None:
+    """Takes runs that go forward together back to the newest step that all of them have: the start, a whole checkpoint,
+    or a step after one's end. Newer checkpoints are removed; damaged ones stay."""
+    states = [_whole(folder) for folder in folders]
+    ends = [min((step for step, progress in steps.items() if progress.done), default=math.inf) for steps in states]
+    common = max(
+        step
+        for step in {0}.union(*states)
+        if all(step == 0 or step in steps or step > end for steps, end in zip(states, ends, strict=True))
+    )
+    for folder, steps in zip(folders, states, strict=True):
+        for step in steps:
+            if step > common:
+                shutil.rmtree(_place(folder, step))
+
+
+def _whole(folder: Path) -> dict[int, Progress]:
+    """The state of each checkpoint that is not damaged, by its step."""
+    found = {}
+    for path in listed(folder):
+        with contextlib.suppress(InputError):
+            progress = inspect(path)
+            found[progress.step] = progress
+    return found
+
+
 def listed(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     if not folder.exists():
         return []
     return sorted((p for p in folder.iterdir() if _NAME.match(p.name)), key=lambda p: int(p.name[5:]))
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
 
 
 def prune(folder: Path, *, newest: int = 2) -> None:

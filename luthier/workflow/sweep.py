@@ -5,9 +5,10 @@ run.
     RUN/             once the arms have ended, the run of the arm with the lowest validation loss: its recipe, journal,
                      data and checkpoints are taken over, and it goes on as any run does
 
-Every arm's numbers are those that it would have alone. Resume goes on with each arm from its newest checkpoint. Arms
-that were validated on different rows cannot be told apart by their losses: then there is no winner, and each is
-compared with the base by itself.
+Every arm's numbers are those that it would have alone, up to the rounding of passes that it shares. Arms are saved in
+the same rounds, and resume goes on from the newest round that all of them have: the same passes are shared again, so
+the numbers are those of a sweep that was not stopped, to the bit. Arms that were validated on different rows cannot be
+told apart by their losses: then there is no winner, and each is compared with the base by itself.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from luthier.recipe.sweep import Axis, grid
 from luthier.report.page import write_report
 from luthier.runs.folder import RunFolder, read_json, storage, sync, write_bytes, write_json, write_text
 from luthier.runs.journal import Journal, read
+from luthier.training.checkpoint import level
 from luthier.training.loop import peak_memory
 from luthier.training.sweep import Lane, Tally, train_together
 from luthier.types import JSON
@@ -122,7 +124,7 @@ def _train_arms(run: RunFolder, journal: Journal, tell: Tell, stop: StopRequest,
         arms = [_open(run, name, journals, tell, first=name == left[0], past=past, shared=shared) for name in left]
         alike = _alike([RunFolder(run.arms / name) for name in names])
         if arms:
-            why = apart([work.recipe for work in arms])
+            why = apart([load(RunFolder(run.arms / name).recipe) for name in names])
             tell(journal.write("sweep", arms=len(names), left=len(left), together=not why, why=why))
             tally = _in_turn(arms, stop, compare=not alike) if why else _together(arms, stop, compare=not alike)
             tell(journal.write("spared", **tally))
@@ -175,7 +177,7 @@ def _alike(arms: Sequence[RunFolder]) -> bool:
 def apart(recipes: Sequence[Recipe]) -> str:
     """Why these arms cannot stand side by side on one base in memory; empty where they can."""
     if len(recipes) < 2:
-        return "one arm is left"
+        return "there is one arm"
     for recipe in recipes:
         adapter = recipe.adapter
         if not isinstance(adapter, Lora):
@@ -211,6 +213,7 @@ def _together(arms: Sequence[Work], stop: StopRequest, *, compare: bool) -> JSON
     if head_modules(policy):
         return _in_turn(arms, stop, compare=compare)
     shelf = Shelf(policy)
+    level([work.run.checkpoints for work in arms])
     courses: list[Course] = []
     lanes: list[Lane] = []
     for place, work in enumerate(arms):
@@ -236,28 +239,37 @@ def _together(arms: Sequence[Work], stop: StopRequest, *, compare: bool) -> JSON
 def _rounds(
     shelf: Shelf, courses: Sequence[Course], lanes: Sequence[Lane], stop: StopRequest, tally: Tally
 ) -> set[int]:
-    """Consumes the rounds of training; returns the places of arms that ended in a number that is none."""
-    failed: set[int] = set()
+    """Consumes the rounds of training; returns the places of arms that ended in a number that is none.
+
+    Where one arm is due to be saved, all are; those that failed are said to have done so after that. So whenever this
+    is killed, the newest step that all arms have is one from which every round is as it was.
+    """
+    failed: dict[int, NotFinite] = {}
     objective = OBJECTIVES[courses[0].work.recipe.objective.kind]  # type: ignore[union-attr]
     for results in train_together(shelf, lanes, objective, tally=tally):
-        wanted = False
+        ended: dict[int, NotFinite] = {}
         for lane, report in results:
-            course, error = courses[lane.arm], report if isinstance(report, NotFinite) else None
-            if not isinstance(report, NotFinite):
+            course = courses[lane.arm]
+            try:
+                if isinstance(report, NotFinite):
+                    raise report
                 with shelf.only(lane.arm) as policy:
-                    try:
-                        wanted |= tune.advance(course, policy, report, stop)
-                    except NotFinite as found:
-                        error = found
-            lane.live = error is None and not course.progress.done
-            if error is not None:
-                failed.add(lane.arm)
-                _fail(course.work, error)
-        if wanted and (live := [courses[lane.arm] for lane in lanes if lane.live]):
-            for course in live:
+                    tune.record(course, policy, report)
+            except NotFinite as error:
+                ended[lane.arm] = error
+            lane.live = lane.arm not in ended and not course.progress.done
+        going = [courses[lane.arm] for lane, _ in results if lane.arm not in ended]
+        # Read once: a signal that comes after the save would end the run without one.
+        wanted = stop.wanted
+        if wanted or ended or any(map(tune.due, going)):
+            for course in going:
                 tune.save(course)
+        for place, reason in ended.items():
+            _fail(courses[place].work, reason)
+        failed |= ended
+        if wanted and (live := [courses[lane.arm] for lane in lanes if lane.live]):
             raise tune.interrupted(live[0].work, live[0].progress.step, len(live[0].source))
-    return failed
+    return set(failed)
 
 
 def _fail(work: Work, error: NotFinite) -> None:

@@ -372,26 +372,33 @@ def start_course(
 
 
 def advance(course: Course, policy: Policy, report: StepReport, stop: StopRequest) -> bool:
-    """Writes down a step, validates and saves where that is due, and says in `course.progress` how far it has got.
+    """Records a step and saves where that is due; returns whether a stop was asked for, in which case it is saved.
 
     Args:
         policy: with the run's adapter in place.
 
-    Returns:
-        Whether a stop was asked for; the step is saved then.
-
     Raises:
         NotFinite: the validation loss is not a number.
     """
-    work = course.work
-    work.say("step", **asdict(report))
-    course.progress = _after_step(course, policy, report, last=report.step == len(course.source))
-    due = report.step % (work.recipe.training.checkpoint_every or 1) == 0
+    record(course, policy, report)
     # Read once: a signal that comes after the save would end the run without one.
     wanted = stop.wanted
-    if due or wanted or course.progress.done or course.progress.best_step == report.step:
+    if wanted or due(course):
         save(course)
     return wanted
+
+
+def record(course: Course, policy: Policy, report: StepReport) -> None:
+    """Writes down a step, validates where that is due, and says in `course.progress` how far it has got. The rest as
+    for `advance`."""
+    course.work.say("step", **asdict(report))
+    course.progress = _after_step(course, policy, report, last=report.step == len(course.source))
+
+
+def due(course: Course) -> bool:
+    """Whether the newest step is to be saved."""
+    progress, every = course.progress, course.work.recipe.training.checkpoint_every or 1
+    return progress.step % every == 0 or progress.done or progress.best_step == progress.step
 
 
 def save(course: Course) -> None:

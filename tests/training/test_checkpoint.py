@@ -14,7 +14,16 @@ from luthier.models import adapters
 from luthier.models.policy import policy
 from luthier.objectives import OBJECTIVES
 from luthier.recipe import Full, Lora, Training
-from luthier.training.checkpoint import Progress, inspect, listed, load_checkpoint, prune, save_checkpoint, usable
+from luthier.training.checkpoint import (
+    Progress,
+    inspect,
+    level,
+    listed,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+    usable,
+)
 from luthier.training.loop import train
 from luthier.training.optim import adamw
 from tests.chain import Steps, sequence
@@ -126,6 +135,55 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tiny, tmp_path, dam
     for path in paths[:2]:
         damage(path)
     assert usable(tmp_path) == (None, paths[::-1])
+
+
+def save_state(folder, step, *, done=False):
+    return save_checkpoint(folder, {}, torch.optim.AdamW([torch.zeros(1)]), Progress(step=step, done=done))
+
+
+def steps(folder):
+    return [int(path.name[5:]) for path in listed(folder)]
+
+
+@pytest.mark.parametrize(
+    ("before", "ended", "after"),
+    [
+        ([[4, 6], [2, 4]], {}, [[4], [2, 4]]),
+        ([[0], []], {}, [[0], []]),
+        ([[2, 4], [4, 6], [4, 6]], {0: 4}, [[2, 4], [4, 6], [4, 6]]),
+        ([[2, 4], [2], [0, 2]], {0: 4}, [[2], [2], [0, 2]]),
+        ([[4, 6], [1, 2]], {}, [[], []]),
+        ([[5, 6], [5, 6]], {0: 6, 1: 6}, [[5, 6], [5, 6]]),
+        ([[3], [6]], {0: 3, 1: 6}, [[3], [6]]),
+    ],
+    ids=[
+        "one ahead",
+        "at the start",
+        "one ended early",
+        "one ended ahead",
+        "nothing in common",
+        "ended",
+        "ended apart",
+    ],
+)
+def test_runs_that_go_together_go_back_to_the_newest_step_that_all_have(tmp_path, before, ended, after):
+    folders = [tmp_path / str(i) for i in range(len(before))]
+    for i, folder in enumerate(folders):
+        for step in before[i]:
+            save_state(folder, step, done=ended.get(i) == step)
+    level(folders)
+    assert list(map(steps, folders)) == after
+
+
+def test_a_damaged_checkpoint_is_no_step_that_a_run_has(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        for step in (2, 4):
+            save_state(folder, step)
+    truncate(second / "step-000004")
+    level([first, second])
+    # It stays: whoever goes on with the run says so.
+    assert (steps(first), steps(second)) == ([2], [2, 4])
 
 
 def test_nothing_is_usable_where_nothing_was_saved(tmp_path):
