@@ -1,8 +1,10 @@
-"""Figures of the result page: bars of rates, and lines of cost against size. Drawn with the report's own SVG pieces."""
+"""Figures of the result pages: bars of rates, lines of cost against size, and curves with the spread of their runs.
+Drawn with the report's own SVG pieces."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +17,8 @@ svg { font: 12px system-ui, sans-serif; background: #fff; } text { fill: #333; }
 .grid { stroke: #e5e5e5; } .axis { stroke: #999; } .ours { fill: #0b6e75; } .theirs { fill: #b9bec5; }
 .whisker { stroke: #333; } .floor { stroke: #b3261e; stroke-dasharray: 4 3; }
 polyline { fill: none; stroke-width: 2; } .line0 { stroke: #0b6e75; } .line1 { stroke: #c2661c; }
-.dot0 { fill: #0b6e75; } .dot1 { fill: #c2661c; }
+.dot0, .band0 { fill: #0b6e75; } .dot1, .band1 { fill: #c2661c; }
+.band0, .band1 { fill-opacity: 0.18; } .over { stroke-dasharray: 6 3; }
 """
 WIDTH, ROW, LABEL = 860, 26, 380
 
@@ -81,6 +84,43 @@ def logarithmic(
         parts.append(svg.path(places, f"line{n}"))
         parts += [svg.element("circle", cx=x, cy=y, r=3, class_=f"dot{n}") for x, y in places]
         parts.append(svg.text(places[-1][0] + 8, places[-1][1] + 4, name))
+    _save(path, 350, title, parts)
+
+
+def bands(
+    path: Path,
+    title: str,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
+    *,
+    x_label: str,
+    y_label: str,
+) -> None:
+    """The mean of several runs as a line, in a band from the lowest to the highest of them.
+
+    Args:
+        lines: name -> (places on the x axis, the values of each run there); at most two, the second is dashed.
+    """
+    places = [x for xs, _ in lines.values() for x in xs]
+    y_low, y_high = svg.padded([y for _, runs in lines.values() for run in runs for y in run])
+    frame = svg.Frame(70.0, 620.0, 36.0, 300.0, min(places), max(places), y_low, y_high)
+    parts = svg.axes(frame, x_label=x_label, y_label=y_label, x_whole=True)
+    if y_low < 0 < y_high:
+        parts.append(svg.line(frame.left, frame.y(0), frame.right, frame.y(0), "axis"))
+    for n, (name, (xs, runs)) in enumerate(lines.items()):
+        columns = list(zip(*runs, strict=True))
+        low, mean, high = (
+            [(frame.x(x), frame.y(of(column))) for x, column in zip(xs, columns, strict=True)]
+            for of in (min, statistics.fmean, max)
+        )
+        outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*low, *reversed(high)])
+        y = frame.top + 10 + 20 * n
+        style = f"line{n} over" if n else "line0"
+        parts += [
+            svg.element("polygon", points=outline, class_=f"band{n}"),
+            svg.path(mean, style),
+            svg.path([(frame.right + 14, y), (frame.right + 38, y)], style),
+            svg.text(frame.right + 44, y + 4, name),
+        ]
     _save(path, 350, title, parts)
 
 
