@@ -53,6 +53,8 @@ class Attached:
     """PEFT's wrapper of the model."""
     method: str
     enabled: bool = True
+    aside: bool = False
+    """The wrapper itself is called, and puts what is virtual in front."""
     real_T: Tensor | None = None
     """Between entrance and exit of the backbone: where the tokens that are not virtual stand in the longer row."""
 
@@ -164,6 +166,8 @@ def _enter(state: Attached, backbone: Any, given: dict[str, Any]) -> dict[str, A
     """The backbone's arguments with P virtual tokens in front of each document, which is in front of each segment that
     continues no other."""
     state.real_T = None
+    if state.aside:
+        return given
     if state.method == "prefix_tuning":
         # At every entrance: whoever sets up the model's attention later does not know of this one.
         for inner in {id(c): c for m in backbone.modules() if (c := getattr(m, "config", None)) is not None}.values():
@@ -262,6 +266,24 @@ def disabled(model: nn.Module) -> Iterator[None]:
                 yield
     finally:
         state.enabled = True
+
+
+@contextmanager
+def by_peft(model: nn.Module) -> Iterator[Any]:
+    """What runs `model` with its adapter as PEFT does: its wrapper where that puts a prompt in front of the document of
+    each row, whose outputs may then begin with those of the prompt; else the model itself."""
+    state = attached(model)
+    if state is None or state.method not in PROMPTS:
+        yield model
+        return
+    state.aside = True
+    try:
+        with warnings.catch_warnings():
+            # How PEFT asks transformers is between the two, and nothing that a user could change.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield state.wrapper
+    finally:
+        state.aside = False
 
 
 def merge(model: nn.Module) -> None:

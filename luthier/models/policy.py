@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from luthier.batch import Batch, Below, Signals, wide
 from luthier.errors import ModelError
@@ -197,11 +196,22 @@ class Policy:
 
 def draws(module: nn.Module) -> bool:
     """Whether a module draws random numbers in training. Families keep the probability of a dropout that is not a
-    module of its own under names such as `attention_dropout`."""
-    if isinstance(module, _DropoutNd):
-        return module.p > 0
-    numbers = (value for name, value in vars(module).items() if "drop" in name or "noise" in name)
-    return any(isinstance(value, float) and value > 0 for value in numbers)
+    module of its own under names such as `attention_dropout`, and PEFT one for each adapter under such a name; its
+    PVeRA draws without one."""
+    return hasattr(module, "sample_at_inference") or any(value > 0 for _, _, value in dropouts(module))
+
+
+def dropouts(module: nn.Module) -> list[tuple[dict[str, Any], str, float]]:
+    """A module's own probabilities: where each is kept, under which key, and its value."""
+    made_for_it = "Dropout" in type(module).__name__
+    named = [
+        (name, value)
+        for name, value in vars(module).items()
+        if "drop" in name or "noise" in name or (made_for_it and name == "p")
+    ]
+    within = [(value, key) for _, value in named if isinstance(value, dict) for key in value]
+    places = [(vars(module), name) for name, _ in named] + within
+    return [(place, key, place[key]) for place, key in places if isinstance(place[key], float)]
 
 
 def fast_stack(backbone: Any) -> Stack | CentredStack | None:

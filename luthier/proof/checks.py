@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from luthier.batch import Source
-from luthier.models.policy import Policy
+from luthier.models.policy import Policy, draws
 from luthier.objectives import OBJECTIVES
 from luthier.proof import files, gradients, mask
 from luthier.proof.files import Start
@@ -60,25 +60,30 @@ def _mask(subject: Subject) -> Proof:
 
 
 def _packing(subject: Subject) -> Proof:
-    if subject.kind not in TWINS:
-        return left_out("packing", gradients.PACKING, _no_twin(subject))
+    if why := _no_gradients(subject):
+        return left_out("packing", gradients.PACKING, why)
     return gradients.packing(subject.policy, subject.documents, kind=subject.kind)
 
 
 def _sharing(subject: Subject) -> Proof:
-    if subject.kind not in TWINS:
-        return left_out("sharing", gradients.SHARING, _no_twin(subject))
+    if why := _no_gradients(subject):
+        return left_out("sharing", gradients.SHARING, why)
     return gradients.sharing(subject.policy, subject.documents, kind=subject.kind)
 
 
 def _accumulation(subject: Subject) -> Proof:
-    if subject.kind not in TWINS:
-        return left_out("accumulation", gradients.ACCUMULATION, _no_twin(subject))
+    if why := _no_gradients(subject):
+        return left_out("accumulation", gradients.ACCUMULATION, why)
     return gradients.accumulation(subject.policy, subject.documents, kind=subject.kind)
 
 
-def _no_twin(subject: Subject) -> str:
-    return f"the objective {subject.kind!r} has no plain twin in luthier/proof/naive.py"
+def _no_gradients(subject: Subject) -> str:
+    """Why no two computations of a step can be compared; empty where they can."""
+    if subject.kind not in TWINS:
+        return f"the objective {subject.kind!r} has no plain twin in luthier/proof/naive.py"
+    if any(map(draws, subject.policy.model.modules())):
+        return "this method draws noise in every training step, and each way of computing one draws its own"
+    return ""
 
 
 def _resume(subject: Subject) -> Proof:

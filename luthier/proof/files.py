@@ -113,7 +113,7 @@ def adapter(
             said = " ".join(str(error).split())[:200]
             detail = f"PEFT cannot load the saved folder: {type(error).__name__}: {said}"
             return Proof("adapter", ADAPTER, None, BOUNDS[_dtype(policy)], False, detail)
-    theirs = plain_outputs(loaded.get_base_model(), documents)
+        theirs = plain_outputs(loaded, documents)
     return _compared("adapter", ADAPTER, ours, theirs, policy, "PEFT computes something else with the saved folder")
 
 

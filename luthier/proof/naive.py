@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.models.adapters import LoraLinear, dense_weight, trained
+from luthier.models.peft_methods import by_peft
 from luthier.types import Sequence as Document
 
 NAME = "luthier_written_out"
@@ -187,14 +188,17 @@ def _rectangle(model: Any, rows: list[list[int]], filler: int, *, cut: bool) -> 
     longest = max(map(len, rows))
     ids = torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    found = model(input_ids=ids, attention_mask=mask).logits
-    return [out[: len(row)] if cut else out for out, row in zip(found, rows, strict=True)]
+    with by_peft(model) as whole:
+        found = whole(input_ids=ids, attention_mask=mask).logits
+    return [out[-longest:][: len(row)] if cut else out for out, row in zip(found, rows, strict=True)]
 
 
 def outputs(model: nn.Module, tokens: Sequence[int]) -> Tensor:
     """A document's logits [T, V], or its scores [C], by the model's own forward pass."""
     ids = torch.tensor([list(tokens)])
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]  # type: ignore[no-any-return]
+    with by_peft(model) as whole:
+        found: Tensor = whole(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    return found[-len(tokens) :] if found.ndim == 2 else found
 
 
 @contextmanager

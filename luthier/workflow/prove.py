@@ -19,7 +19,7 @@ from luthier.data.tokens import TokenStore
 from luthier.errors import DataError, OutOfMemory
 from luthier.models.adapters import trained
 from luthier.models.load import load_model
-from luthier.models.policy import Policy
+from luthier.models.policy import Policy, dropouts
 from luthier.models.shape import Shape, read_shape
 from luthier.proof import CHECKS, Proof, Row, Start, Subject
 from luthier.recipe import Full, Lora, Recipe
@@ -194,11 +194,8 @@ def _subject(prepared: Prepared, store: TokenStore, documents: Sequence[Document
 def without_dropout(model: nn.Module) -> None:
     """Switches every dropout off: what it draws depends on how a step is cut, and nothing could be compared."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        for place, key, _ in dropouts(module):
+            place[key] = 0.0
 
 
 def stir(policy: Policy) -> None:

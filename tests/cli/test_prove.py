@@ -65,6 +65,30 @@ def test_an_encoder_in_full_has_nothing_to_share_or_merge(
     assert {name for name, proof in found.items() if proof.passed is None} == {"sharing", "adapter", "merge"}
 
 
+PEFTS = {
+    "oft": {},
+    "prompt_tuning": {"num_virtual_tokens": 3},
+    "prefix_tuning": {"num_virtual_tokens": 3},
+    "loha": {"rank_dropout": 0.3},
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("method", PEFTS)
+def test_pefts_other_methods_can_be_proved(saved_tiny: Callable[..., Path], rows: Path, method: str) -> None:
+    adapter = {"kind": "peft", "method": method, "settings": PEFTS[method]}
+    found = proven(saved_tiny("llama"), rows, adapter=adapter)
+    left_out = {"merge"} if "virtual" in str(PEFTS[method]) else set()
+    assert {name for name, proof in found.items() if not proof.passed} == left_out
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_noise_that_cannot_be_switched_off_leaves_gradients_out(saved_tiny: Callable[..., Path], rows: Path) -> None:
+    found = proven(saved_tiny("llama"), rows, adapter={"kind": "peft", "method": "pvera"})
+    assert {name for name, proof in found.items() if not proof.passed} == {"packing", "sharing", "accumulation"}
+    assert "draws noise" in found["packing"].detail
+
+
 def test_float64_leaves_no_more_than_it_rounds(saved_tiny: Callable[..., Path], rows: Path) -> None:
     made = prove(recipe(saved_tiny("gpt2"), rows, adapter={"kind": "lora", "rank": 2}), float64=True)
     assert made.ok, made.proofs

@@ -295,3 +295,23 @@ def test_peft_reads_a_folder_whose_settings_are_all_defaults(tiny, tmp_path):
     written = peft_methods.config(model)
     assert peft.OFTConfig(**peft.OFTConfig.from_peft_type(**written).to_dict()).oft_block_size == 32
     assert written["oft_block_size"] == 32
+
+
+NOISE = {
+    "loha": {"rank_dropout": 0.3},
+    "lokr": {"module_dropout": 0.3},
+    "oft": {"module_dropout": 0.3, "oft_block_size": 8},
+    "boft": {"boft_dropout": 0.3, "boft_block_size": 8},
+    "pvera": {},
+}
+
+
+@pytest.mark.parametrize("method", NOISE)
+def test_beginnings_are_not_shared_where_a_method_draws_noise(tiny, method):
+    made = {}
+    for noise in (False, True):
+        made[noise] = policy(tiny("llama"))
+        settings = NOISE[method] if noise else {}
+        adapters.attach(made[noise].model, Peft(method=method, settings={**METHODS[method], **settings}), seed=0)
+    assert not made[True].shares
+    assert made[False].shares or method == "pvera"

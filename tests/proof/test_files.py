@@ -10,11 +10,14 @@ from luthier.models import adapters
 from luthier.models.peft_files import save_adapter
 from luthier.models.policy import policy
 from luthier.objectives import OBJECTIVES
+from luthier.proof import gradients
 from luthier.proof.files import Start, adapter, merge, resume
 from luthier.recipe import Lora, Training
 from luthier.training.checkpoint import save_checkpoint
 from luthier.training.optim import adamw
 from tests.chain import Steps
+from tests.models.test_peft_methods import FAMILY, METHODS, PROMPTS, filled
+from tests.models.test_peft_methods import adapter as chosen
 from tests.proof.subjects import ADAPTERS, HEAD, READERS, TIGHT, WRITERS, adapted, document
 
 IDS = [list(range(5, 30)), list(range(40, 52))]
@@ -90,6 +93,25 @@ def test_peft_computes_what_we_compute(tiny, family, name):
     )
     assert proof.passed, proof
     assert proof.largest <= TIGHT
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+@pytest.mark.parametrize("method", METHODS)
+def test_peft_computes_what_we_compute_with_its_other_methods(tiny, method):
+    family = FAMILY.get(method, "llama")
+    proof = adapter(filled(tiny, method), IDS, base=lambda: tiny(family), save=saving(chosen(method)))
+    assert proof.passed, proof
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+@pytest.mark.parametrize("method", ["oft", "vera", *PROMPTS])
+def test_gradients_hold_with_pefts_other_methods(tiny, method):
+    rng = np.random.default_rng(0)
+    rows = [document(rng, n) for n in (90, 140, 60)]
+    for check in (gradients.packing, gradients.sharing, gradients.accumulation):
+        proof = check(filled(tiny, method, dtype=torch.float64), rows, kind="supervised")
+        assert proof.passed, proof
 
 
 def test_a_folder_that_says_another_scale_is_found(tiny):
