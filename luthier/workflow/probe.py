@@ -16,11 +16,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from luthier import cache, machine
@@ -29,6 +32,7 @@ from luthier.budget.seconds import Costs, Speed
 from luthier.data.pack import pack
 from luthier.kernels.build import library
 from luthier.models import adapters
+from luthier.models.attention import Layout
 from luthier.models.families import ENCODERS, SEQUENCE_HEADS
 from luthier.models.load import load_config
 from luthier.models.logprobs import TILE, logits, token_logprobs
@@ -47,6 +51,8 @@ VOCABULARY = 512
 """Tokens of the model that is probed; the head is measured by itself."""
 PATTERNS = ((4, 32), (8, 128), (2, 512))
 """(documents, tokens of each): a call, its tokens and its pairs of tokens weigh differently in each."""
+FRESH = (127, 125, 123)
+"""Tokens of eight documents, in numbers that are there for the first time."""
 REPEATS, MOST_SECONDS = 4, 0.5
 """A part is run so many times, or for so long."""
 WEIGHTS = 1 << 22
@@ -192,21 +198,39 @@ def _layer_costs(subject: Policy, shape: Shape, timed: list[_Timed]) -> tuple[Co
         length = min(length, shape.positions)
         batch = _batch(documents, length)
         rows.append((1.0, batch.tokens, documents * length * length))
-
-        def run(batch: Batch = batch) -> torch.Tensor:
-            from luthier.models.attention import Layout
-
-            return subject.hidden(batch.tokens_T, batch.positions_T, Layout(bounds=batch.bounds))
-
-        def step(run: Callable[[], torch.Tensor] = run) -> None:
-            run().sum().backward()  # type: ignore[no-untyped-call]
-            for parameter in subject.model.parameters():
-                parameter.grad = None
-
         with subject.inference():
-            forward.append(_time(run, timed))
-        both.append(_time(step, timed))
-    return _solved(rows, forward), _solved(rows, both)
+            forward.append(_time(partial(_forward, subject, batch), timed))
+        both.append(_time(partial(_both, subject, batch), timed))
+    batches = [_batch(8, min(length, shape.positions)) for length in FRESH]
+    whole = _fresh([partial(_both, subject, batch) for batch in batches])
+    # The sizes of the forward pass were there in the passes above; these are one document fewer.
+    batches = [_batch(7, min(length, shape.positions)) for length in FRESH]
+    with subject.inference():
+        ahead = _fresh([partial(_forward, subject, batch) for batch in batches])
+    return _solved(rows, forward, ahead), _solved(rows, both, whole)
+
+
+def _forward(subject: Policy, batch: Batch) -> torch.Tensor:
+    return subject.hidden(batch.tokens_T, batch.positions_T, Layout(bounds=batch.bounds))
+
+
+def _both(subject: Policy, batch: Batch) -> None:
+    _forward(subject, batch).sum().backward()  # type: ignore[no-untyped-call]
+    for parameter in subject.model.parameters():
+        parameter.grad = None
+
+
+def _fresh(works: list[Callable[[], object]]) -> float:
+    """By how much the first time takes longer than the second."""
+    more = []
+    for work in works:
+        taken = []
+        for _ in range(3):
+            began = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - began)
+        more.append(taken[0] - min(taken[1:]))
+    return max(0.0, statistics.median(more))
 
 
 def _batch(documents: int, length: int) -> Batch:
@@ -215,13 +239,28 @@ def _batch(documents: int, length: int) -> Batch:
     return pack([Sequence(id=str(i), tokens_T=ids[i], weights_T=ones) for i in range(documents)])
 
 
-def _solved(rows: list[tuple[float, int, int]], taken: list[float]) -> Costs:
+def _solved(rows: list[tuple[float, int, int]], taken: list[float], shape: float) -> Costs:
     """What a call, a token and a pair take, none less than nothing: least squares of relative errors."""
-    from scipy.optimize import nnls
-
     scale = np.asarray(taken)[:, None]
-    found, _ = nnls(np.asarray(rows, dtype=float) / scale, np.ones(len(taken)))
-    return Costs(*(float(x) / LAYERS for x in found))
+    found = nonnegative(np.asarray(rows, dtype=float) / scale, np.ones(len(taken)))
+    call, token, pair = (float(x) / LAYERS for x in found)
+    return Costs(call, token, pair, shape)
+
+
+def nonnegative(A: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The x >= 0 that brings A x nearest to b; A has few columns.
+
+    Where it is greater than zero x is the free solution in those columns alone, so that of all sets of columns is the
+    nearest one whose solution is nowhere negative.
+    """
+    columns = range(A.shape[1])
+    tried = []
+    for chosen in chain.from_iterable(combinations(columns, n) for n in range(len(columns) + 1)):
+        x = np.zeros(len(columns))
+        x[list(chosen)] = np.linalg.lstsq(A[:, chosen], b, rcond=None)[0]
+        if (x >= 0).all():
+            tried.append(x)
+    return min(tried, key=lambda x: float(np.linalg.norm(A @ x - b)))
 
 
 def _head_costs(weight: torch.Tensor, timed: list[_Timed]) -> tuple[float, float]:

@@ -40,15 +40,12 @@ from luthier.types import JSON, Finding, Side, StepReport
 from luthier.workflow import reuse, spare
 from luthier.workflow.build import build
 from luthier.workflow.evaluate import evaluate_run
-from luthier.workflow.forecast import forecast
+from luthier.workflow.forecast import expected, forecast
 from luthier.workflow.package import package
 from luthier.workflow.prepare import Prepared, find_model, prepare
 from luthier.workflow.probe import cached
 from luthier.workflow.stop import StopRequest
 from luthier.workflow.tell import Tell, silent
-
-FIRST_STEPS = 3
-"""Steps from which the time of all is told where nothing else was measured."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ def complete(
         seconds=round(time.perf_counter() - began, 3),
         memory_bytes=peak_memory(),
         **work_done(read(run.events)),
-        expected=expected_of(read(run.events)),
+        expected=expected(read(run.events)),
         saved=spare.account(read(run.events)),
     )
     _describe(run)
@@ -462,25 +459,6 @@ def interrupted(work: Work, step: int, steps: int) -> Interrupted:
         f"stopped after step {step} of {steps}; everything up to it is saved",
         do=f"luthier resume {work.whole or work.run.root}",
     )
-
-
-def expected_of(events: list[JSON]) -> JSON | None:
-    """What was expected when training began, with what its steps took; None where nothing was.
-
-    Where no probe had measured this machine, the time is that of the first steps times the tokens that were left.
-    """
-    told = next((e for e in events if e["event"] == "forecast"), None)
-    steps = [e for e in events if e["event"] == "step"]
-    if told is None or not steps:
-        return None
-    keys = ("memory_bytes", "steps", "computed", "training_seconds")
-    found = {key: told[key] for key in keys}
-    if told["training_seconds"] is None:
-        first = steps[:FIRST_STEPS]
-        each = sum(e["seconds"] for e in first) / sum(e["computed"] for e in first)
-        found["training_seconds"] = round(each * told["computed"], 1)
-    measured = told["training_seconds"] is not None
-    return {**found, "by": "probe" if measured else "first steps", "took": round(sum(e["seconds"] for e in steps), 1)}
 
 
 def work_done(events: list[JSON]) -> JSON:

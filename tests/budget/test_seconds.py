@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.budget.memory import Row
-from luthier.budget.seconds import LEAST_SPREAD, Costs, Speed, seconds
+from luthier.budget.seconds import FIRST_STEPS, LEAST_SPREAD, WARM_STEPS, Costs, Speed, pace, seconds
 from luthier.budget.work import Pass, Work, largest
 from tests.budget.test_memory import SMALL
 
@@ -48,3 +48,38 @@ def test_the_largest_microbatch_has_the_most_of_each_number() -> None:
 def test_an_interval_is_never_narrower_than_what_is_not_counted() -> None:
     assert seconds(SMALL, WORK, SPEED, recompute=False).spread == LEAST_SPREAD
     assert seconds(SMALL, WORK, replace(SPEED, spread=0.4), recompute=False).spread == 0.4
+
+
+def test_compiling_for_sizes_costs_once_a_pass_whatever_the_layers() -> None:
+    compiled = replace(SPEED, both=replace(SPEED.both, shape=0.5))
+    for layers in (2, 40):
+        sizes = replace(SMALL, layers=layers)
+        plain, more = (seconds(sizes, WORK, speed, recompute=False).train for speed in (SPEED, compiled))
+        assert more - plain == pytest.approx(0.5 * WORK.train.calls)
+
+
+tokens = st.integers(50, 2000)
+warm = st.lists(tokens, min_size=3, max_size=FIRST_STEPS)
+
+
+@given(tokens=warm, warmup=st.lists(st.tuples(tokens, st.floats(0, 100)), min_size=WARM_STEPS, max_size=WARM_STEPS))
+def test_the_first_steps_of_all_say_nothing_of_the_pace(tokens: list[int], warmup: list[tuple[int, float]]) -> None:
+    found = pace([*warmup, *((n, 2e-3 * n) for n in tokens)])
+    assert found.token == pytest.approx(2e-3)
+    assert found.spread == LEAST_SPREAD
+
+
+@given(tokens=warm, held_up=st.floats(1, 1000))
+def test_one_step_that_was_held_up_changes_nothing(tokens: list[int], held_up: float) -> None:
+    steps = [(n, 2e-3 * n) for n in [100] * WARM_STEPS + tokens]
+    late = [*steps[:-1], (steps[-1][0], steps[-1][1] + held_up)]
+    assert pace(late) == pytest.approx(pace(steps))
+
+
+def test_steps_that_differ_are_told_with_a_wider_spread() -> None:
+    steps = [(100, 1.0)] * WARM_STEPS + [(100, 1.0), (100, 1.5), (100, 2.0), (100, 2.5), (100, 3.0)]
+    assert pace(steps) == pytest.approx((0.02, 0.25))
+
+
+def test_a_run_of_few_steps_is_told_by_its_last() -> None:
+    assert pace([(100, 9.0), (100, 1.0)]).token == pytest.approx(0.01)
