@@ -19,9 +19,21 @@ from torch import Tensor
 from luthier.kernels import plain, varlen
 from luthier.kernels.branches import blocks, branches
 from luthier.kernels.build import SWITCH
-from luthier.kernels.plain import Centred, Drop, Normed, Rule, Segments, draw, linear, supports
+from luthier.kernels.plain import (
+    Centred,
+    Drop,
+    Normed,
+    Rule,
+    Segments,
+    adapted,
+    adapted_backward,
+    draw,
+    gram,
+    linear,
+    supports,
+)
 
-__all__ = ["draw", "linear", "supports"]
+__all__ = ["adapted", "adapted_backward", "draw", "gram", "linear", "supports"]
 
 FLASH = varlen.Flash(torch.ops.aten._flash_attention_forward, torch.ops.aten._flash_attention_backward)
 _WIDE_BACKWARD = frozenset({(8, 0), (9, 0), (10, 0), (10, 3)})

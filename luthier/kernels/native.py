@@ -4,6 +4,7 @@ gives rows that are contiguous."""
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from luthier.kernels.build import library
 from luthier.kernels.plain import NOTHING, Centred, Drop, Normed, Rule, Segments
 
 _NAMES = {torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
-_LANES = 16
+_LANES, _TILE = 16, 32
 _FEW = 64
 """Rows up to which a product is bound by reading the weights."""
 
@@ -132,6 +133,80 @@ def logprobs_(z: Tensor, target: Tensor, *, bias: Tensor | None, softcap: float 
     bias = None if bias is None else bias.to(z.dtype)
     cap = float(softcap or 0)
     _call("head", z, z, bias, target, out, None, rows, n, cap, int(keep), torch.get_num_threads())
+    return out
+
+
+def _in_tiles(*matrices: Tensor) -> bool:
+    """Whether products of these run in the processor's matrix tiles: bf16, in whole tiles, as they lie in memory.
+    Elsewhere torch's own are as fast."""
+    return _tiles() and all(
+        m.dtype == torch.bfloat16 and m.is_contiguous() and m.shape[1] % _TILE == 0 and len(m) for m in matrices
+    )
+
+
+@cache
+def _tiles() -> bool:
+    return bool(library().tiles_given())  # type: ignore[union-attr]
+
+
+def adapted(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """As `plain`, the update being part of the sums that are rounded once."""
+    if not _in_tiles(x, weight) or len(weight) % _TILE:
+        return plain.adapted(x, weight, bias, A, B, scale)
+    y = x.new_empty(len(x), len(weight))
+    if A is None or B is None:
+        _product(x, weight, None, None, bias, None, y, turned=True)
+        return y, None
+    low = x.new_empty(len(x), len(A))
+    _product(x, weight, A.to(x.dtype), (B * scale).to(x.dtype), bias, low, y, turned=True)
+    return y, low
+
+
+def adapted_backward(
+    grad: Tensor,
+    weight: Tensor | None,
+    A: Tensor | None,
+    B: Tensor | None,
+    scale: float,
+    dx: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    if weight is None or not _in_tiles(grad, weight):
+        return plain.adapted_backward(grad, weight, A, B, scale, dx)
+    add = dx is not None
+    out = grad.new_empty(len(grad), weight.shape[1]) if dx is None else dx
+    low = None if A is None or B is None else grad.new_empty(len(grad), len(A))
+    first, second = (None, None) if A is None or B is None else ((B * scale).to(grad.dtype), A.to(grad.dtype))
+    _product(grad, weight, first, second, None, low, out, turned=False, add=add)
+    return out, low
+
+
+def _product(
+    x: Tensor,
+    weight: Tensor,
+    first: Tensor | None,
+    second: Tensor | None,
+    bias: Tensor | None,
+    low: Tensor | None,
+    out: Tensor,
+    *,
+    turned: bool,
+    add: bool = False,
+) -> None:
+    """out (+)= x W + (x first) second + bias, and low = x first; `turned` has matrices as torch's linear layers do."""
+    first, second, bias = (None if m is None else m.to(x.dtype).contiguous() for m in (first, second, bias))
+    rank = 0 if low is None else low.shape[1]
+    sizes = (*x.shape, out.shape[1], rank, int(turned), int(add), torch.get_num_threads())
+    _call("product", x, x, weight, first, second, bias, low, out, *sizes)
+
+
+def gram(small: Tensor, big: Tensor) -> Tensor:
+    if not _in_tiles(big) or small.dtype != big.dtype:
+        return plain.gram(small, big)
+    (rows, rank), n = small.shape, big.shape[1]
+    out = torch.empty(rank, n)
+    _call("gram", big, small.contiguous(), big, out, rank, n, rows, torch.get_num_threads())
     return out
 
 

@@ -204,6 +204,46 @@ def logprobs_(z: Tensor, target: Tensor, *, bias: Tensor | None, softcap: float 
     return out
 
 
+def adapted(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """A linear layer with a low-rank update (Hu et al., arXiv 2106.09685, section 4.1).
+
+    Args:
+        x: [T, in]; weight: [out, in] in the type of x; A: [r, in] and B: [out, r] in any type, or None.
+
+    Returns:
+        x W^T + scale (x A^T) B^T + bias, [T, out], and x A^T, [T, r].
+    """
+    y = x @ weight.t() if bias is None else torch.addmm(bias.to(x.dtype), x, weight.t())
+    if A is None or B is None:
+        return y, None
+    low = x @ A.to(x.dtype).t()
+    return y.addmm_(low, B.to(x.dtype).t(), alpha=scale), low
+
+
+def adapted_backward(
+    grad: Tensor,
+    weight: Tensor | None,
+    A: Tensor | None,
+    B: Tensor | None,
+    scale: float,
+    dx: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of x, added to `dx` where there is one, and that of x A^T, [T, r]. Without `weight` the first is
+    not wanted."""
+    low = None if B is None else (grad @ B.to(grad.dtype)).mul_(scale)
+    if weight is None:
+        return dx, low
+    dx = grad @ weight if dx is None else dx.addmm_(grad, weight)
+    return dx if low is None or A is None else dx.addmm_(low, A.to(grad.dtype)), low
+
+
+def gram(small: Tensor, big: Tensor) -> Tensor:
+    """small^T big, [r, n], of few columns [T, r] and many [T, n]: the gradient of A or of B."""
+    return small.t() @ big
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T, [T, out] in float32 or wider, for the few rows of a decoding step."""
     return wide(x @ weight.to(x.dtype).t())

@@ -100,32 +100,25 @@ def _linear(h: Tensor, p: Parts) -> tuple[Tensor, Tensor | None, Tensor | None]:
     turning it again costs more than its memory)."""
     stored = dense_weight(p.base)
     W = stored.to(h.dtype)
-    turned = W if p.trained and W.dtype != stored.dtype else None
-    y = h @ W.t() if p.bias is None else torch.addmm(p.bias.to(h.dtype), h, W.t())
-    if p.A is None or p.B is None:
-        return y, None, turned
-    low = h @ p.A.to(h.dtype).t()
-    y.addmm_(low, p.B.to(h.dtype).t(), alpha=p.scale)
-    return y, low, turned
+    y, low = kernels.of(h).adapted(h, W, p.bias, p.A, p.B, p.scale)
+    return y, low, W if p.trained and W.dtype != stored.dtype else None
 
 
-def _linear_backward(
-    g: Tensor,
-    h: Tensor | None,
-    low: Tensor | None,
-    turned: Tensor | None,
-    p: Parts,
-    dh: Tensor | None,
-    *,
-    wanted: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """(dh with this layer's share added where it is wanted, gradients of weight, bias, A, B). The products are ordered
-    so that none is larger than [T, r] beside the base's own."""
-    grads: list[Tensor | None] = [None] * 4
+def _input_grad(
+    g: Tensor, turned: Tensor | None, p: Parts, dh: Tensor | None, *, wanted: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """(dh with this layer's share added where it is wanted, the gradient of x A^T)."""
+    W = None
     if wanted:
         W = dense_weight(p.base).to(g.dtype) if turned is None else turned
-        dh = g @ W if dh is None else dh.addmm_(g, W)
+    return kernels.of(g).adapted_backward(g, W, p.A, p.B, p.scale, dh)  # type: ignore[no-any-return]
+
+
+def _own_grads(
+    g: Tensor, h: Tensor | None, low: Tensor | None, g_low: Tensor | None, p: Parts, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of weight, bias, A and B, as far as they are needed; h is what entered the layer."""
+    grads: list[Tensor | None] = [None] * 4
     if needs[0]:
         assert h is not None
         dW = g.t() @ h
@@ -133,17 +126,16 @@ def _linear_backward(
     if needs[1]:
         assert p.bias is not None
         grads[1] = wide(g).sum(0).to(p.bias.dtype)
-    if p.A is not None and p.B is not None and low is not None:
-        g_low = (g @ p.B.to(g.dtype)).mul_(p.scale)
-        if wanted:
-            assert dh is not None
-            dh.addmm_(g_low, p.A.to(g.dtype))
-        if needs[2]:
-            assert h is not None
-            grads[2] = (g_low.t() @ h).to(p.A.dtype)
-        if needs[3]:
-            grads[3] = (g.t() @ low).to(p.B.dtype).mul_(p.scale)
-    return dh, grads
+    if needs[2]:
+        assert h is not None
+        assert g_low is not None
+        assert p.A is not None
+        grads[2] = kernels.of(g).gram(g_low, h).to(p.A.dtype)
+    if needs[3]:
+        assert low is not None
+        assert p.B is not None
+        grads[3] = kernels.of(g).gram(low, g).t().to(p.B.dtype) * p.scale
+    return grads
 
 
 class _Norm(torch.autograd.Function):
@@ -254,8 +246,9 @@ class _Project(torch.autograd.Function):
                 continue
             low, turned = kept[2 * i : 2 * i + 2]
             mine = needs[5 + 4 * i : 9 + 4 * i]
-            dh, own = _linear_backward(g.contiguous(), h, low, turned, p, dh, wanted=wanted, needs=mine)
-            flat += own
+            g = g.contiguous()
+            dh, g_low = _input_grad(g, turned, p, dh, wanted=wanted)
+            flat += _own_grads(g, h, low, g_low, p, mine)
         del h
         if not wanted:
             return None, None, None, None, None, *flat
@@ -300,15 +293,12 @@ class _Gated(torch.autograd.Function):
         p, needs = ctx.parts, ctx.needs_input_grad
         kernel = kernels.of(z)
         inner = needs[0] or needs[1]
-        needs_h = needs[4] or needs[6]
-        first, second = (False, needs[5], False, needs[7]), (needs[4], False, needs[6], False)
-        dh, own = _linear_backward(g, None, low, turned, p, None, wanted=inner, needs=first)
+        dh, g_low = _input_grad(g, turned, p, None, wanted=inner)
         h = dz = dup = None
+        needs_h = needs[4] or needs[6]
         if inner:
             h, dz, dup = kernel.gate_backward(dh, z, up, ctx.kind, product=needs_h)
         elif needs_h:
             h = kernel.gate(z, up, ctx.kind)
-        if needs_h:
-            _, more = _linear_backward(g, h, low, turned, p, None, wanted=False, needs=second)
-            own = [a if a is not None else b for a, b in zip(own, more, strict=True)]
+        own = _own_grads(g, h, low, g_low, p, needs[4:8])
         return dz, dup, None, None, *own
