@@ -5,7 +5,8 @@
 Every run is a fresh process whose first step is not timed. All contenders run once; then Luthier, the fastest peer
 whose losses agree, and the peers within 15 % of it run again in turn, so that each ratio comes from runs that stood
 beside each other. What is measured goes into runs/bench/DATE.json after every workload, and from there onto a page
-under benchmarks/results (`python -m benchmarks.page FILE` writes it anew).
+under benchmarks/results (`python -m benchmarks.page FILE` writes it anew). Workloads that were measured earlier on the
+same day with the same settings stay in it, so that --only can take them one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from benchmarks import floor, jobs, machine, page, profile_step, scaling
 from benchmarks.contenders.common import Job
-from benchmarks.field import FIELD, ON_A_GPU, Contender, luthiers
+from benchmarks.field import EXACT, FIELD, ON_A_GPU, Contender, luthiers
 from benchmarks.figures import agrees, rate, reference
 from benchmarks.runner import ROOT, run_contender, run_module
 
@@ -42,19 +43,7 @@ def main() -> None:
     folder = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
     raw = folder / f"{date}{'-quick' if arguments.quick else ''}.json"
-    results: dict[str, Any] = {
-        "date": date,
-        "machine": machine.describe(),
-        "settings": {
-            "threads": arguments.threads,
-            "device": arguments.device,
-            "repeats": arguments.repeats,
-            "quick": arguments.quick,
-            "full": arguments.full,
-            "load_at_start": os.getloadavg(),
-        },
-        "workloads": {},
-    }
+    results = _results(raw, date, arguments)
     ready: dict[str, Job] = {}
     for name in arguments.only:
         job = jobs.make_ready(
@@ -76,17 +65,30 @@ def main() -> None:
         if "mts" in ready:
             results["profile"] = profile_step.measure(ready["mts"], folder)
         results["scaling"] = scaling.measure(folder, threads=arguments.threads, quick=arguments.quick)
-    results["minutes"] = (time.perf_counter() - began) / 60
+    results["minutes"] = results.get("minutes", 0.0) + (time.perf_counter() - began) / 60
     raw.write_text(json.dumps(results))
     place = folder if arguments.quick else arguments.results
-    _say(f"{page.write(results, place)} written after {results['minutes']:.0f} minutes")
+    _say(f"{page.write(results, place)} written after {results['minutes']:.0f} minutes in all")
+
+
+def _results(raw: Path, date: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was measured today already, where machine and settings are the same, or a new start."""
+    settings = {name: getattr(arguments, name) for name in ("threads", "device", "repeats", "quick", "full")}
+    fresh = {"date": date, "machine": machine.describe(), "settings": settings, "workloads": {}}
+    if raw.exists():
+        earlier: dict[str, Any] = json.loads(raw.read_text())
+        if all(earlier[key] == fresh[key] for key in ("machine", "settings")):
+            return earlier
+    return fresh
 
 
 def _rounds(name: str, job: Job, pythons: dict[str, Path], arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the field of a workload; returns the runs by contender and the GEMM rates of each round."""
     field = [*FIELD[name], *(ON_A_GPU.get(name, []) if job.device == "cuda" else [])]
     runs, gemm = {c.name: [] for c in field}, []  # type: ignore[var-annotated]
-    inside = field
+    inside, exact = field, None
+    if name in EXACT:
+        exact = run_contender(EXACT[name], job, pythons=pythons, folder=arguments.out)
     for turn in range(arguments.repeats):
         gemm.append(run_module(pythons["luthier"], "benchmarks.floor", [str(job.threads)], threads=job.threads))
         for contender in inside:
@@ -94,13 +96,15 @@ def _rounds(name: str, job: Job, pythons: dict[str, Path], arguments: argparse.N
             runs[contender.name].append(run)
             _tell(name, turn, contender, run, job.kind)
         if turn == 0:
-            inside = _finalists(field, runs, job.kind)
-    return {"runs": runs, "gemm": [g["result"] for g in gemm if g["result"]]}
+            inside = _finalists(field, runs, exact, job.kind)
+    return {"runs": runs, "exact": exact, "gemm": [g["result"] for g in gemm if g["result"]]}
 
 
-def _finalists(field: list[Contender], runs: dict[str, list[dict[str, Any]]], kind: str) -> list[Contender]:
+def _finalists(
+    field: list[Contender], runs: dict[str, list[dict[str, Any]]], exact: dict[str, Any] | None, kind: str
+) -> list[Contender]:
     """Luthier, and the peers that agree and are near the fastest of them."""
-    base = reference(field, runs)
+    base = reference(field, runs, exact)
     rates = {
         c.name: rate(runs[c.name][0]["result"], kind)
         for c in field

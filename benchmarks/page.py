@@ -51,7 +51,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _leaders(name: str, work: Mapping[str, Any]) -> tuple[Contender | None, Contender | None]:
     """Our fastest and the fastest peer that agrees, by their medians; None where none ran."""
-    base = reference(ran(name, work["runs"]), work["runs"])
+    base = reference(ran(name, work["runs"]), work["runs"], work.get("exact"))
     sides: dict[bool, list[tuple[float, Contender]]] = {True: [], False: []}
     for contender in ran(name, work["runs"]):
         found = rates(work["runs"][contender.name], work["kind"])
@@ -106,8 +106,7 @@ def _machine(results: Mapping[str, Any]) -> str:
         *([f"- Computed on one {host['gpu']}."] if settings.get("device") == "cuda" else []),
         f"- {host['processor']}, {host['cores']} cores, {', '.join(host['flags'])}; {memory}; {host['system']}, "
         f"Python {host['python']}",
-        f"- {settings['threads']} threads for everyone; {settings['repeats']} rounds; load at the start "
-        f"{', '.join(f'{x:.2f}' for x in settings['load_at_start'])}",
+        f"- {settings['threads']} threads for everyone; {settings['repeats']} rounds",
         "- " + ", ".join(f"{name} {'/'.join(sorted(found))}" for name, found in sorted(versions.items())),
         f"- The whole run took {results['minutes']:.0f} minutes." if "minutes" in results else "- Not finished.",
     ]
@@ -118,7 +117,7 @@ def _machine(results: Mapping[str, Any]) -> str:
 
 def _workload(name: str, work: Mapping[str, Any], figures: Path) -> str:
     facts, kind, field = work["facts"], work["kind"], ran(name, work["runs"])
-    base, bar = reference(field, work["runs"]), _floor_rate(work)
+    base, bar = reference(field, work["runs"], work.get("exact")), _floor_rate(work)
     rows: list[list[object]] = []
     drawn: list[tuple[str, float, float, float, bool]] = []
     for contender in field:
@@ -156,7 +155,7 @@ def _workload(name: str, work: Mapping[str, Any], figures: Path) -> str:
             f"## {work['title']}",
             _facts_words(facts, kind),
             f"![{work['title']}]({figures.name}/{name}.svg)",
-            table([*head, "from the first peer"], rows),
+            table([*head, "from float32" if kind != "generate" else "from the first peer"], rows),
             _disturbance(work),
             *([_losses(field, work)] if kind != "generate" else []),
         ]
@@ -186,6 +185,8 @@ def _gap_words(contender: Contender, first: Mapping[str, Any], base: Mapping[str
 def _losses(field: Sequence[Contender], work: Mapping[str, Any]) -> str:
     """Loss of every step, for contenders whose steps hold the same examples."""
     rows = []
+    if (work.get("exact") or {}).get("result"):
+        rows.append(["float32, transformers", *(f"{loss:.4f}" for loss in work["exact"]["result"]["losses"][:8])])
     for contender in field:
         first = next((run["result"] for run in work["runs"][contender.name] if run["result"]), None)
         if first and contender.same_steps:

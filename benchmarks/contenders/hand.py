@@ -7,6 +7,7 @@ options.batch  padded      the step's examples in one padded batch
 options.head   full        transformers' own loss over every position
                cut         the head at supervised positions only
                chunked     the same through F.linear_cross_entropy, which keeps no logits
+options.fp32               the same bf16 weights, computed in float32: the reference for everyone's losses
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def load(job: Job) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         job.model, dtype=torch.bfloat16, attn_implementation="sdpa", local_files_only=True
     )
+    if job.options.get("fp32"):
+        model.float()
     model.config.use_cache = False
     model.to(job.device)
     # PEFT keeps the adapter in float32 above a bf16 base.

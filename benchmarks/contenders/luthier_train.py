@@ -1,6 +1,7 @@
 """Luthier's training loop on a prepared token store, with the settings that `luthier tune` would use.
 
-options.share  documents that begin alike share the computation of their common beginning
+options.share      documents that begin alike share the computation of their common beginning
+options.precision  of a classifier's computation; its weights are float32
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def recipe_of(job: Job) -> Any:
     labels = None if lora else labels_of(job.model)
     return build(
         {
-            "model": {"source": job.model, "precision": "bf16" if lora else "fp32"},
+            "model": {"source": job.model, "precision": job.options.get("precision", "bf16" if lora else "fp32")},
             "data": {"train": [job.rows]},
             "objective": {"kind": "supervised"} if lora else {"kind": "classify", "labels": labels},
             "adapter": {"kind": "lora", "rank": job.rank, "alpha": job.alpha} if lora else {"kind": "full"},
@@ -79,7 +80,7 @@ def source_of(job: Job, recipe: Any, folder: Path) -> Any:
         microbatch_tokens=training.budget,
         epochs=1,
         seed=training.seed,
-        **job.options,
+        share=job.options.get("share", False),
     )
     for n, step in enumerate(job.steps):
         got = [store.sequence(int(i)).tokens_T.tolist() for i in source.examples(n)]
