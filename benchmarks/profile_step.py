@@ -20,6 +20,7 @@ from benchmarks.contenders.common import Job, read_job
 from benchmarks.runner import run_module
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
+    "linear layers with their norm or gate, compiled": ("_project", "_gated"),
     "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm", "mkldnn", "onednn", "gemm", "lora", "linear"),
     "attention": ("attention", "attend", "flash", "softmax"),
     "vocabulary head": ("logprob", "logsumexp", "scatter", "gather", "head"),

@@ -101,7 +101,7 @@ def test_the_page_names_what_failed_and_who_did_other_work(tmp_path: Path) -> No
     assert "did not run: no memory" in text
     assert text.count("**not the same work**") == 1
     # The fastest peer computes something else, so the next one is the bar.
-    assert "| 20 (transformers + PEFT, padded, every position's logits) | 5.00 |" in text
+    assert "| 20 (transformers + PEFT, padded, supervised logits) | 5.00 |" in text
     assert (tmp_path / "2026-01-02-engine" / "gsm8k.svg").exists()
     for figure in (tmp_path / "2026-01-02-engine").iterdir():
         assert math.isfinite(float(ET.parse(figure).getroot().attrib["height"]))
