@@ -80,6 +80,8 @@ class Sizes:
     """Rank times the adapted linear layers of a layer."""
     number: int
     """Bytes of a number in the computation."""
+    stored: int
+    """Bytes of a weight as it lies in memory, where it is not quantised."""
     quantise: str = "none"
     file_bytes: int = 0
     """Of the weight files."""
@@ -156,7 +158,7 @@ def memory(
     activations, working = _held(sizes, kept(sizes, row, recompute=recompute)), _working(sizes, row)
     head = _head(sizes, row)
     held = activations + working + sum(n for n in head if n < MAPPED_BYTES)
-    second, mapped = (sizes.weights * sizes.number, sizes.file_bytes) if second_base else (0, 0)
+    second, mapped = (sizes.weights * sizes.stored, sizes.file_bytes) if second_base else (0, 0)
     # Moments are given up when training ends; values and gradients stay.
     stays, given_up = trained - 8 * sizes.trained, held + 8 * sizes.trained
     return Memory(
@@ -166,7 +168,7 @@ def memory(
         activations=activations,
         working=working,
         head=sum(head),
-        load=loaded + sizes.file_bytes + max(base, sizes.weights * sizes.number),
+        load=loaded + sizes.file_bytes + max(base, sizes.weights * sizes.stored),
         # The moments as bytes of each tensor, and as bytes of the file.
         save=resident + base + trained + 16 * sizes.trained + held,
         evaluate=int(resident + ANSWER_BYTES) + base + stays + mapped + max(given_up, second + values + prefill),
@@ -184,8 +186,8 @@ def weight_bytes(sizes: Sizes) -> int:
     """Bytes of the model's weights as they lie in memory."""
     each = QUANTISED[sizes.quantise]
     if not each:
-        return sizes.weights * sizes.number
-    return int(sizes.linear * each) + (sizes.weights - sizes.linear) * sizes.number
+        return sizes.weights * sizes.stored
+    return int(sizes.linear * each) + (sizes.weights - sizes.linear) * sizes.stored
 
 
 def kept(sizes: Sizes, row: Row, *, recompute: bool) -> int:
@@ -193,9 +195,11 @@ def kept(sizes: Sizes, row: Row, *, recompute: bool) -> int:
     layers = sizes.layers - sizes.below
     if layers <= 0:
         return 0
-    whole = layer_bytes(sizes, row.tokens, row.tokens)
+    # Weights that are stored in another type are turned once for both passes.
+    turned = sizes.linear // sizes.layers * sizes.number if sizes.full and sizes.stored != sizes.number else 0
+    whole = layer_bytes(sizes, row.tokens, row.tokens) + turned
     # The last layer reads no more than it must: behind attention it goes on with the wanted rows alone.
-    last = whole if sizes.path == "own" else layer_bytes(sizes, row.tokens, row.read)
+    last = whole if sizes.path == "own" else layer_bytes(sizes, row.tokens, row.read) + turned
     if recompute and sizes.path != "own":
         entering = (2 if sizes.path == "gated" else 1) * row.tokens * sizes.hidden * sizes.number
         return layers * entering + max(whole if layers > 1 else 0, last)
@@ -240,4 +244,5 @@ def _head(sizes: Sizes, row: Row) -> list[int]:
     tile = min(row.read, TILE) * sizes.vocabulary * sizes.number
     # Trained, the gradient of a tile, the sum over tiles and that of earlier microbatches stand side by side.
     own = sizes.vocabulary * sizes.hidden * 4 if sizes.full and sizes.below < sizes.layers else 0
-    return [tile, tile, states, states, states, own, own]
+    turned = sizes.vocabulary * sizes.hidden * sizes.number if sizes.stored != sizes.number else 0
+    return [tile, tile, states, states, states, own, own, turned]

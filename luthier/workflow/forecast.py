@@ -166,6 +166,7 @@ def sizes_of(recipe: Recipe, shape: Shape, origin: Origin) -> Sizes:
         below=min(below, layers),
         ranks=ranks,
         number=2 if recipe.model.precision == "bf16" else 4,
+        stored=2 if recipe.model.precision == "bf16" and not isinstance(adapter, Full) else 4,
         quantise=recipe.model.quantise,
         file_bytes=_file_bytes(origin, shape),
     )

@@ -135,13 +135,16 @@ def _measured(recipe: Recipe, origin: Origin, shape: Shape, program: int) -> Spe
     full, answers = isinstance(recipe.adapter, Full), recipe.objective is not None and recipe.objective.kind in (
         "supervised", "text",
     )  # fmt: skip
-    subject = _subject(recipe, origin, dtype)
+    # As `workflow.build` has it: weights that are trained themselves are stored in float32.
+    stored = torch.float32 if full else dtype
+    subject = _subject(recipe, origin, stored)
+    subject.dtype = dtype
     timed: list[_Timed] = []
     forward, both = _layer_costs(subject, shape, timed)
     head_forward = head_both = decode_layer = decode_head = 0.0
     if answers:
-        weight = torch.randn(shape.vocabulary, shape.hidden).mul_(0.02).to(dtype).requires_grad_(full)
-        head_forward, head_both = _head_costs(weight, timed)
+        weight = torch.randn(shape.vocabulary, shape.hidden).mul_(0.02).to(stored).requires_grad_(full)
+        head_forward, head_both = _head_costs(weight, dtype, timed)
         decode_layer, decode_head = _decoding(subject, weight.detach(), recipe.evaluation.batch, timed)
     return Speed(
         forward=forward,
@@ -157,7 +160,7 @@ def _measured(recipe: Recipe, origin: Origin, shape: Shape, program: int) -> Spe
     )
 
 
-def _subject(recipe: Recipe, origin: Origin, dtype: torch.dtype) -> Policy:
+def _subject(recipe: Recipe, origin: Origin, stored: torch.dtype) -> Policy:
     """Two layers of the model with the recipe's adapter on both, in training."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -176,7 +179,7 @@ def _subject(recipe: Recipe, origin: Origin, dtype: torch.dtype) -> Policy:
     family: Any = AutoModelForSequenceClassification if sequence else AutoModelForCausalLM
     if not sequence and config.model_type in ENCODERS:
         family = AutoModel
-    model = family.from_config(config, attn_implementation="eager", dtype=dtype)
+    model = family.from_config(config, attn_implementation="eager", dtype=stored)
     result = policy(model, sequence=sequence)
     adapter = recipe.adapter
     assert adapter is not None
@@ -263,10 +266,10 @@ def nonnegative(A: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.fl
     return min(tried, key=lambda x: float(np.linalg.norm(A @ x - b)))
 
 
-def _head_costs(weight: torch.Tensor, timed: list[_Timed]) -> tuple[float, float]:
+def _head_costs(weight: torch.Tensor, dtype: torch.dtype, timed: list[_Timed]) -> tuple[float, float]:
     """Seconds for a position, without and with the backward pass."""
     count = 2 * TILE
-    states = torch.randn(count, weight.shape[1]).to(weight.dtype).requires_grad_()
+    states = torch.randn(count, weight.shape[1]).to(dtype).requires_grad_()
     target = torch.randint(len(weight), (count,))
 
     def step() -> None:
@@ -313,7 +316,7 @@ def _decoding(subject: Policy, weight: torch.Tensor, batch: int, timed: list[_Ti
         return lambda: list(generate(subject, prompts, decoding, batch=batch))
 
     short, long = _time(run(2), timed), _time(run(34), timed)
-    states = torch.randn(batch, weight.shape[1]).to(weight.dtype)
+    states = torch.randn(batch, weight.shape[1]).to(subject.dtype)
     with torch.no_grad():
         greedy = Decoding(max_new_tokens=1, stop=frozenset())
         head = _time(lambda: choose(logits(states, weight, None, None), greedy, None), timed)

@@ -18,7 +18,7 @@ from luthier.types import Sequence
 SMALL = Sizes(
     path="gated", layers=4, hidden=64, queries=64, keys=32, heads=4, intermediate=96, vocabulary=448, norms=0,
     normed=False, weights=200_000, linear=150_000, largest=64 * 96, trained=10_000, full=False, below=0,
-    ranks=28, number=4,
+    ranks=28, number=4, stored=4,
 )  # fmt: skip
 counts = st.integers(1, 5000)
 
