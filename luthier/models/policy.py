@@ -144,7 +144,11 @@ class Policy:
         if self.causal:
             keywords["use_cache"] = False
         offset = position_offset(self.model.config)
-        states: Tensor = self.backbone(input_ids=tokens, position_ids=positions + offset, **keywords).last_hidden_state
+        # Weights that are trained themselves are stored in float32, and each product takes them in the other type.
+        casts = self.dtype in (torch.bfloat16, torch.float16) and self.model.dtype == torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=casts):
+            out = self.backbone(input_ids=tokens, position_ids=positions + offset, **keywords)
+        states: Tensor = out.last_hidden_state
         return states
 
     def next_logits(self, hidden_BH: Tensor) -> Tensor:

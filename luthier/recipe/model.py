@@ -24,7 +24,8 @@ class Model(Part):
     remote_code: str | None = None
     """Python code that comes with a model runs only when its source is repeated here, word for word."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of frozen weights and of the computation. auto: bf16 where this machine computes it faster."""
+    """Type of frozen weights and of the computation; trained weights stay in float32. auto: bf16 where this machine
+    computes it faster."""
     quantise: Literal["none", "int8", "nf4"] = "none"
     """Keep the frozen linear layers in 8 bits or in 4 (QLoRA, Dettmers et al., arXiv 2305.14314). Saves memory, costs
     time and changes the base a little; the adapter then belongs to the quantised base. Not with full fine-tuning."""

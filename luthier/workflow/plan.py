@@ -155,23 +155,13 @@ def derive_numbers(deriver: Deriver, *, positions: int, train_rows: int, answers
         deriver.fill("evaluation.max_new_tokens", longest, "a quarter more than 95 % of the training answers need")
     gpu = _derive_device(deriver)
     if tree["model"]["precision"] == "auto":
-        if gpu is not None:
-            precision = "bf16" if gpu.bf16 else "fp32"
-            stay = "trained weights stay in float32"
-            why = f"this GPU computes bf16; {stay}" if gpu.bf16 else "this GPU does not compute bf16"
-        elif full:
-            precision, why = "fp32", "trained weights are kept in float32"
-        elif machine.fast_bf16():
-            precision, why = "bf16", "this processor has instructions for bf16; trained weights stay in float32"
-        else:
-            precision, why = "fp32", "this processor has no instructions for bf16"
+        fast, place = (gpu.bf16, "GPU") if gpu is not None else (machine.fast_bf16(), "processor")
+        why = f"this {place} has {'' if fast else 'no '}instructions for bf16"
         tree["model"]["precision"] = None
-        deriver.fill("model.precision", precision, why)
-    elif full and gpu is None and tree["model"]["precision"] == "bf16":
-        raise RecipeError(
-            "model.precision: bf16 would lose small updates of weights that are trained in full",
-            got="bf16 with adapter.kind full",
-            do="fp32 or auto, or a LoRA adapter",
+        deriver.fill(
+            "model.precision",
+            "bf16" if fast else "fp32",
+            f"{why}; trained weights stay in float32" if fast else why,
         )
 
 

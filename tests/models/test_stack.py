@@ -13,7 +13,7 @@ from luthier.models.load import Head
 from luthier.models.policy import fast_stack, policy
 from luthier.recipe import Full, Lora
 from luthier.types import Sequence
-from tests.conftest import CAUSAL
+from tests.conftest import CAUSAL, ENCODERS
 
 pytestmark = pytest.mark.skipif(library() is None, reason="nothing was compiled here")
 FAMILIES = (*CAUSAL, "bert")
@@ -29,7 +29,7 @@ def documents(*lengths):
 
 
 def subject(tiny, family, adapter=None, dtype=torch.float64):
-    head = HEAD if family == "bert" else None
+    head = HEAD if family in ENCODERS else None
     result = policy(tiny(family, dtype=dtype, head=head), sequence=head is not None)
     if adapter is not None:
         adapters.attach(result.model, adapter, seed=0, head=result.head.modules if result.head else ())
@@ -83,7 +83,7 @@ def test_computing_a_layer_again_gives_the_same_bits(tiny, family, adapter):
     assert all(torch.equal(gradients[name], more[name]) for name in gradients)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "modernbert"])
 def test_float32_weights_may_be_computed_with_in_bf16(tiny, family):
     exact = loss_and_gradients(subject(tiny, family, Full(), torch.float32), pack(documents(30, 4, 17)))
     found = subject(tiny, family, Full(), torch.float32)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from luthier import machine
 from luthier.data import tokens
 from luthier.errors import DataError, InputError, NotFinite, RecipeError
 from luthier.recipe.load import load
@@ -417,3 +418,33 @@ def test_a_small_gpt2_is_pre_trained_on_text_and_then_taught_to_answer(saved_tin
     second = tune(recipe(first.model, rows), tmp_path / "taught")
     assert read_json(second.evaluation)["verdict"]
     assert read_json(second.manifest)["base"]["source"] == str(first.model)
+
+
+@pytest.mark.parametrize("family", ["llama", "modernbert"])
+def test_full_fine_tuning_computes_in_bf16_and_keeps_its_weights_in_float32(saved_tiny, tmp_path, family):
+    objective = "supervised" if family == "llama" else "classify"
+    data = write_rows(tmp_path / "rows.jsonl", ROWS[objective](30))
+    weights, ends = {}, {}
+    for precision in ("fp32", "bf16"):
+        model = {"source": str(saved_tiny(family)), "precision": precision}
+        settings = {"rate": 1e-3, "max_steps": 12, "batch_examples": 4, "threads": 1}
+        wanted = recipe(saved_tiny(family), data, model=model, adapter={"kind": "full"}, training=settings)
+        run = tune(wanted, tmp_path / precision)
+        weights[precision] = load_file(run.model / "model.safetensors")
+        ends[precision] = events(run, "step")[-1]["loss"]
+        assert {value.dtype for value in weights[precision].values()} == {torch.float32}
+    assert any(not torch.equal(value, weights["fp32"][name]) for name, value in weights["bf16"].items())
+    assert ends["bf16"] == pytest.approx(ends["fp32"], rel=0.03)
+    # Stored in bf16 they would be numbers with sixteen zero bits.
+    assert any((value.view(torch.int32) & 0xFFFF).any() for value in weights["bf16"].values())
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_precision_is_that_which_the_machine_computes_faster(saved_tiny, tmp_path, kind):
+    data = write_rows(tmp_path / "rows.jsonl", conversations(30))
+    model = {"source": str(saved_tiny("llama")), "precision": "auto"}
+    run = tune(recipe(saved_tiny("llama"), data, model=model, adapter={"kind": kind}), tmp_path / "run")
+    (derived,) = [d for d in read_json(run.derived) if d["key"] == "model.precision"]
+    fast = machine.gpu().bf16 if machine.gpu() else machine.fast_bf16()
+    assert derived["value"] == ("bf16" if fast else "fp32")
+    assert ("trained weights stay in float32" in derived["why"]) == fast
