@@ -16,7 +16,7 @@ test: $(STAMP)
 	$(BIN)/pytest -m "not gpu"
 
 quick: $(STAMP)
-	$(BIN)/pytest -m "not gpu and not slow and not models and not shared_data"
+	$(BIN)/pytest -m "not gpu and not slow and not models and not shared_data" --hypothesis-profile=quick
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

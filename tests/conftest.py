@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -37,6 +38,8 @@ from transformers import (
 from luthier.errors import ModelError
 from luthier.models.load import Head
 from luthier.models.sources import Origin, resolve
+
+hypothesis.settings.register_profile("quick", max_examples=20)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -202,6 +202,7 @@ def test_loading_never_imports_torch_and_parquet_only_for_parquet(tmp_path: Path
     subprocess.run([sys.executable, "-c", code, train, str(tmp_path / "s")], check=True, env=dict(os.environ))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     rows = [{"text": f"{n} " + "x" * 10_000} for n in range(100)]
     small, large = tmp_path / "s.jsonl", tmp_path / "l.jsonl"

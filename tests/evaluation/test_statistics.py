@@ -226,6 +226,7 @@ def test_coverage_of_the_binary_interval_and_better_under_no_effect(n):
     assert better / RUNS <= 0.03 + 0.015
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clusters", "size"), [(30, 10), (12, 20)])
 def test_coverage_with_groups(clusters, size):
     rng = np.random.default_rng(clusters)
@@ -241,6 +242,7 @@ def test_coverage_with_groups(clusters, size):
     assert naive / RUNS < 0.82
 
 
+@pytest.mark.slow
 def test_coverage_of_a_ratio():
     rng = np.random.default_rng(11)
     covered = 0
@@ -253,6 +255,7 @@ def test_coverage_of_a_ratio():
     assert covered / RUNS >= LEAST
 
 
+@pytest.mark.slow
 def test_coverage_of_bca():
     rng = np.random.default_rng(12)
     covered = 0

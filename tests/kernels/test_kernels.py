@@ -192,6 +192,7 @@ def test_what_stands_in_a_segment_of_its_own_changes_nothing_elsewhere():
     assert not torch.equal(first[:70], second[:70])
 
 
+@pytest.mark.slow
 def test_without_a_compiler_torch_computes_and_the_reason_is_known():
     code = "import torch; from luthier import kernels as k; print(k.of(torch.ones(1)).__name__, k.build.reason())"
     for switch, word in (({SWITCH: "plain"}, SWITCH), ({"CXX": "/nonexistent/compiler"}, "/nonexistent/compiler")):

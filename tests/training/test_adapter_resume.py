@@ -89,6 +89,7 @@ def wanted(saved_tiny, place, sections):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RUNS)
 def test_a_killed_run_gives_the_bytes_of_one_that_was_not(do, saved_tiny, tmp_path, case):
     path = tmp_path / "recipe.yaml"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,15 @@ EVENTS = {
 IN_FULL = ["a checkpoint's moments", "evaluation's result", "packaging", "packaging, rename"]
 
 
-@pytest.mark.parametrize(("adapter", "moment"), [*(("lora", m) for m in MOMENTS), *(("full", m) for m in IN_FULL)])
+QUICK = {("lora", m) for m in ("a checkpoint's moments", "pruning", "packaging, rename", "step 5", "evaluated")}
+"""What the developer's quick run keeps of them."""
+
+
+def lanes(*cases):
+    return [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("adapter", "moment"), lanes(*product(["lora"], MOMENTS), *product(["full"], IN_FULL)))
 def test_killed_before_a_file_changes(do, undisturbed, tmp_path, adapter, moment):
     base = undisturbed(adapter)
     root = tmp_path / "run"
@@ -179,7 +188,7 @@ def test_killed_before_a_file_changes(do, undisturbed, tmp_path, adapter, moment
 
 
 @pytest.mark.parametrize(
-    ("adapter", "moment"), [*(("lora", m) for m in EVENTS), ("full", "step 5"), ("full", "answers")]
+    ("adapter", "moment"), lanes(*product(["lora"], EVENTS), ("full", "step 5"), ("full", "answers"))
 )
 def test_killed_at_an_event(do, undisturbed, tmp_path, adapter, moment):
     base = undisturbed(adapter)
@@ -190,6 +199,7 @@ def test_killed_at_an_event(do, undisturbed, tmp_path, adapter, moment):
     assert_as_undisturbed(root, base.result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_killed_again_and_again_at_random(do, undisturbed, tmp_path, adapter):
     base = undisturbed(adapter)

@@ -88,6 +88,7 @@ def test_every_run_tells_what_was_foretold(saved_tiny, tmp_path):
     assert "foretold" in record.run.report.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_plan_prints_phases_and_what_else_could_be_set(saved_tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     data = write_rows(tmp_path / "rows.jsonl", ROWS["supervised"](40))
