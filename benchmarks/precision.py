@@ -99,8 +99,7 @@ def run_one(name: str, precision: str, seed: int, *, steps: int, data: Path) -> 
     work = WORKS[name]
     tree = {
         **work.tree,
-        # Resolved in fp32: for full fine-tuning on a CPU the plan allows nothing else, though a GPU gets bf16.
-        "model": {**work.tree["model"], "precision": "fp32"},
+        "model": {**work.tree["model"], "precision": precision},
         "data": {
             "train": [str(data / "banking77" / "train.csv")],
             "validation": [str(data / "banking77" / "test.csv")],
@@ -112,9 +111,7 @@ def run_one(name: str, precision: str, seed: int, *, steps: int, data: Path) -> 
     }
     with tempfile.TemporaryDirectory() as place:
         prepared = prepare(recipe_of(tree, where=name), Path(place))
-        recipe = prepared.recipe.model_copy(
-            update={"model": prepared.recipe.model.model_copy(update={"precision": precision})}
-        )
+        recipe = prepared.recipe
         policy, _ = build(recipe, prepared.origin)
         training, parameters = recipe.training, trained(policy.model)
         assert recipe.objective is not None
@@ -282,8 +279,8 @@ def _job(
 
 METHOD = f"""## How it was measured
 
-- A pair of runs has the same seed and so the same new weights, order of rows and dropout. Both are resolved as one
-  recipe and differ in the precision alone.
+- A pair of runs has the same seed and so the same new weights, order of rows and dropout. Their
+  recipes differ in `model.precision` alone.
 - The held-out loss is computed in the precision of the run, as it would be in use, over {HELD_OUT} rows of the test
   file that are the same for all runs; training rows that are also in that file were left out.
 - The interval is Student's t over the paired differences of three seeds, which has two degrees of freedom and is wide:
