@@ -1,7 +1,7 @@
 """Forecast against fact, over workloads that differ in model, adapter and budget: peak memory of a whole run, time of
 its training, and time of the whole.
 
-    python -m benchmarks.forecast [--data FOLDER] [--steps N] [--only NAME ...] [--out FILE.md]
+    python -m benchmarks.forecast [--data FOLDER] [--steps N] [--only NAME ...] [--kept ROWS.jsonl] [--out FOLDER]
 
 Each workload is planned and run in a process of its own, as by `luthier plan` and `luthier tune`: a fresh probe of this
 machine in a process beside it, then some steps of training, two validations and checkpoints, the comparison with the
@@ -14,12 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks import machine
 
 if TYPE_CHECKING:
     from luthier.recipe import Recipe
@@ -44,6 +48,8 @@ RANDOM_LLAMA: JSON = {
 
 def workloads(data: Path) -> dict[str, JSON]:
     """Name -> recipe."""
+    from luthier.workflow.demo import demo_recipe
+
     mts = {
         "train": [str(data / "mts-dialog" / "MTS-Dialog-TrainingSet.csv")],
         "columns": {"prompt": "dialogue", "completion": "section_text"},
@@ -59,7 +65,9 @@ def workloads(data: Path) -> dict[str, JSON]:
     def labels(**sections: Any) -> JSON:
         return {"model": minilm, "data": banking, "training": {"batch_examples": 32}, **sections}
 
+    demo = demo_recipe().model_dump(mode="json")
     return {
+        "the demo": demo,
         "SmolLM2, LoRA 16, mts": answers(mts),
         "SmolLM2, LoRA 16, mts, 1024 at once": answers(mts, training={"microbatch_tokens": 1024}),
         "SmolLM2, LoRA 64, mts": answers(mts, adapter={"kind": "lora", "rank": 64, "alpha": 64}),
@@ -79,6 +87,8 @@ def workloads(data: Path) -> dict[str, JSON]:
 
 def one(name: str, data: Path, steps: int) -> JSON:
     """Foretells and runs one workload in this process."""
+    import torch
+
     from luthier.recipe.load import build
     from luthier.runs.record import read_record
     from luthier.training.loop import peak_memory
@@ -93,6 +103,7 @@ def one(name: str, data: Path, steps: int) -> JSON:
         training = {"validate_every": -(-steps // 2), "max_steps": steps}
         tree["training"] = {**training, **tree.get("training", {})}
         tree["evaluation"] = {"limit": ASKED, **tree.get("evaluation", {})}
+        busy, own, began = machine.cpu_seconds(), _own_seconds(), time.perf_counter()
         recipe = build(tree, where=name)
         # In another process, as `luthier plan` does, so that it leaves nothing in this one's peak.
         _alone(lambda: _measure(recipe, folder / "plan"))
@@ -102,17 +113,28 @@ def one(name: str, data: Path, steps: int) -> JSON:
         told, finished = record.last("forecast"), record.last("finished")
         assert told is not None
         assert finished is not None
+        others = None
+        if busy is not None and (now := machine.cpu_seconds()) is not None:
+            others = max(0.0, (now - busy - _own_seconds() + own) / (time.perf_counter() - began))
         expected = finished["expected"]
         assert expected["by"] == "probe"
         return {
             "name": name,
             "steps": told["steps"],
+            "threads": torch.get_num_threads(),
+            "others": others,
             "memory": [expected["memory_bytes"], finished["memory_bytes"]],
             "phases": told["phases"],
             "peaks": {event: peaks[event] for event in ("started", "checkpoint", "evaluated", "finished")},
             "time": [expected["training_seconds"], expected["took"]],
             "whole": [told["seconds"], finished["seconds"]],
         }
+
+
+def _own_seconds() -> float:
+    """Processor time of this process and of those beside it that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _alone(work: Callable[[], object]) -> None:
@@ -176,20 +198,55 @@ def table(rows: list[JSON]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def page(rows: list[JSON], date: str) -> str:
+    """What is written under results/."""
+    import torch
+    import transformers
+
+    host = machine.describe()
+    memory = "" if host["memory_bytes"] is None else f", {host['memory_bytes'] / 2**30:.0f} GiB"
+    others = [row["others"] for row in rows if row["others"] is not None]
+    lines = [
+        f"# Forecast against fact, {date}",
+        "",
+        f"{host['processor']}, {host['cores']} cores ({', '.join(host['flags'])}){memory}; torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, Python {host['python']}, {rows[0]['threads']} threads.",
+        "Each line is a whole run in a process of its own: preparation, "
+        f"{rows[-1]['steps']} steps with two validations and checkpoints, the comparison with the base on {ASKED} "
+        "rows, the packaged model; the demo takes all of its steps and test rows. Memory is the peak of the process over "
+        "all of that, as the operating system counts it; training is all steps, the first ones with them. Foretold is "
+        "what the run itself said before its first step, from sizes, counts and a probe of the machine taken just "
+        "before in another process.",
+        *([f"Other processes used {max(others):.2f} cores at most during a run."] if others else []),
+        "",
+    ]
+    return "\n".join(lines) + table(rows)
+
+
+def read(kept: Path) -> dict[str, JSON]:
+    """Rows by workload, the newest of each."""
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
+    return {row["name"]: row for row in map(json.loads, lines)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--only", nargs="*")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", nargs="*", help="these workloads, by their names")
+    parser.add_argument(
+        "--kept", type=Path, help="a file of rows: those that it has are not run again, new ones are added"
+    )
+    parser.add_argument("--out", type=Path, help="a folder for DATE-forecast.md")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(one(arguments.one, arguments.data, arguments.steps)))
         return
-    rows = []
-    for name in workloads(arguments.data):
-        if arguments.only and not any(word in name for word in arguments.only):
+    names = workloads(arguments.data)
+    kept = read(arguments.kept) if arguments.kept else {}
+    for name in names:
+        if name in kept or (arguments.only is not None and name not in arguments.only):
             continue
         command = [sys.executable, "-m", "benchmarks.forecast", "--one", name, "--data", str(arguments.data)]
         command += ["--steps", str(arguments.steps)]
@@ -197,12 +254,16 @@ def main() -> None:
         if done.returncode:
             print(f"{name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             continue
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], file=sys.stderr, flush=True)
-    found = table(rows)
-    print(found)
+        kept[name] = json.loads(done.stdout.splitlines()[-1])
+        print(kept[name], file=sys.stderr, flush=True)
+        if arguments.kept:
+            with arguments.kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(kept[name]) + "\n")
+    rows = [kept[name] for name in names if name in kept]
+    print(table(rows))
     if arguments.out:
-        arguments.out.write_text(found, encoding="utf-8")
+        date = time.strftime("%Y-%m-%d", time.gmtime())
+        (arguments.out / f"{date}-forecast.md").write_text(page(rows, date), encoding="utf-8")
 
 
 if __name__ == "__main__":
