@@ -213,9 +213,9 @@ def page(rows: list[JSON], date: str) -> str:
         f"transformers {transformers.__version__}, Python {host['python']}, {rows[0]['threads']} threads.",
         "Each line is a whole run in a process of its own: preparation, "
         f"{rows[-1]['steps']} steps with two validations and checkpoints, the comparison with the base on {ASKED} "
-        "rows, the packaged model; the demo takes all of its steps and test rows. Memory is the peak of the process over "
-        "all of that, as the operating system counts it; training is all steps, the first ones with them. Foretold is "
-        "what the run itself said before its first step, from sizes, counts and a probe of the machine taken just "
+        "rows, the packaged model; the demo takes all of its steps and test rows. Memory is the peak of the process "
+        "over all of that, as the operating system counts it; training is all steps, the first ones with them. "
+        "Foretold is what the run itself said before its first step, from sizes, counts and a probe of the machine taken just "
         "before in another process.",
         *([f"Other processes used {max(others):.2f} cores at most during a run."] if others else []),
         "",

@@ -3,12 +3,12 @@
     load        the program, the weight file as far as it is mapped, and the weights in their type
     train       the program, weights, trained weights with gradient and moments, what the backward pass needs
     save        the same as far as it is held, and a checkpoint's bytes twice
-    evaluate    the program, weights, a second base where the tuned one cannot be switched off, keys and values, or what
-                is held of training where that is more
+    evaluate    the program, weights, a second base where the tuned one cannot be switched off, keys and values
 
-The C library holds for later what was given up, but for blocks that were mapped by themselves (MAPPED_BYTES). What
-layers keep for the backward pass is what `models.functions` says; layers that run by themselves keep what autograd
-keeps, which is known within a third only. The peak of a run is that of its largest phase.
+While a run trains, the C library holds for later what was given up, but for blocks that were mapped by themselves
+(MAPPED_BYTES); before the comparison it is given back. What layers keep for the backward pass is what
+`models.functions` says; layers that run by themselves keep what autograd keeps, which is known within a third only. The
+peak of a run is that of its largest phase.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def memory(
     held = activations + working + sum(n for n in head if n < MAPPED_BYTES)
     second, mapped = (sizes.weights * sizes.stored, sizes.file_bytes) if second_base else (0, 0)
     # Moments are given up when training ends; values and gradients stay.
-    stays, given_up = trained - 8 * sizes.trained, held + 8 * sizes.trained
+    stays = trained - 8 * sizes.trained
     return Memory(
         program=resident,
         weights=base,
@@ -171,7 +171,7 @@ def memory(
         load=loaded + sizes.file_bytes + max(base, sizes.weights * sizes.stored),
         # The moments as bytes of each tensor, and as bytes of the file.
         save=resident + base + trained + 16 * sizes.trained + held,
-        evaluate=int(resident + ANSWER_BYTES) + base + stays + mapped + max(given_up, second + values + prefill),
+        evaluate=int(resident + ANSWER_BYTES) + base + stays + mapped + second + values + prefill,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luthier import cache
+from luthier import cache, machine
 from luthier.batch import Batch
 from luthier.data import tokens
 from luthier.data.render import Renderer
@@ -62,6 +62,8 @@ def evaluate_run(
         )
         return
     began = time.perf_counter()
+    # What training gave up still lies in pieces in the heap, and keys and values would be laid beside it.
+    machine.give_back()
     test = _test_set(run.root / "data", "test", recipe, tokenizer)
     tuned = _ask(test, policy, "tuned", base=False, tell=tell)
     # An adapter alone is switched off; where weights were trained whole, or a head is new, the base is read again.
