@@ -39,9 +39,10 @@ from luthier.training.sweep import Lane, Tally, train_together
 from luthier.types import JSON
 from luthier.workflow import tune
 from luthier.workflow.build import adapter_notes, build_base, head_modules
+from luthier.workflow.course import Course, due, interrupted, keep_best, record, save, start_course
 from luthier.workflow.stop import StopRequest
 from luthier.workflow.tell import Tell, silent
-from luthier.workflow.tune import Course, Work
+from luthier.workflow.work import Work, begin, reopen, take_back
 
 TAKEN_OVER = ("derived", "finding", "prepared", "started", "resumed", "step", "validation", "checkpoint", "stopped")
 """Events of the chosen arm that belong to the run."""
@@ -74,7 +75,7 @@ def sweep(
             if not all(RunFolder(run.arms / arm.name).manifest.exists() for arm in arms):
                 shutil.rmtree(run.arms, ignore_errors=True)
                 run.sweep.unlink()
-                tune.take_back(run)
+                take_back(run)
             raise
 
 
@@ -108,7 +109,7 @@ def _go(run: RunFolder, journal: Journal, tell: Tell, past: Path | None) -> RunF
             return run
         chosen = min((row for row in table if not row["failed"]), key=lambda row: row["loss"])
         _adopt(run, chosen["name"], table, journal, tell)
-        work = tune.reopen(run, journal, tell, past=past)
+        work = reopen(run, journal, tell, past=past)
         policy, progress = tune.train_run(work, stop)
         tune.complete(work, policy, progress, stop, began=began)
     return run
@@ -147,9 +148,9 @@ def _open(
             tell({**event, "arm": name})
 
     if arm.manifest.exists():
-        work = tune.reopen(arm, journal, listen)
+        work = reopen(arm, journal, listen)
     else:
-        work = tune.begin(arm, load(arm.asked), journal, listen, past=shared)
+        work = begin(arm, load(arm.asked), journal, listen, past=shared)
     return replace(work, whole=run.root, past=past)
 
 
@@ -221,7 +222,7 @@ def _together(arms: Sequence[Work], stop: StopRequest, *, compare: bool) -> JSON
         assert isinstance(adapter, Lora)
         parameters = shelf.add(adapter, seed=training.seed).parameters
         with shelf.only(place):
-            course = tune.start_course(work, policy, (*notes, *adapter_notes(work.recipe)), parameters)
+            course = start_course(work, policy, (*notes, *adapter_notes(work.recipe)), parameters)
             draws = not policy.shares
         courses.append(course)
         step, live = course.progress.step, not course.progress.done
@@ -231,7 +232,7 @@ def _together(arms: Sequence[Work], stop: StopRequest, *, compare: bool) -> JSON
     for place, course in enumerate(courses):
         if place not in failed:
             with shelf.only(place):
-                tune.keep_best(course)
+                keep_best(course)
                 tune.complete(course.work, policy, course.progress, stop, began=began, compare=compare)
     return asdict(tally)
 
@@ -254,21 +255,21 @@ def _rounds(
                 if isinstance(report, NotFinite):
                     raise report
                 with shelf.only(lane.arm) as policy:
-                    tune.record(course, policy, report)
+                    record(course, policy, report)
             except NotFinite as error:
                 ended[lane.arm] = error
             lane.live = lane.arm not in ended and not course.progress.done
         going = [courses[lane.arm] for lane, _ in results if lane.arm not in ended]
         # Read once: a signal that comes after the save would end the run without one.
         wanted = stop.wanted
-        if wanted or ended or any(map(tune.due, going)):
+        if wanted or ended or any(map(due, going)):
             for course in going:
-                tune.save(course)
+                save(course)
         for place, reason in ended.items():
             _fail(courses[place].work, reason)
         failed |= ended
         if wanted and (live := [courses[lane.arm] for lane in lanes if lane.live]):
-            raise tune.interrupted(live[0].work, live[0].progress.step, len(live[0].source))
+            raise interrupted(live[0].work, live[0].progress.step, len(live[0].source))
     return set(failed)
 
 
