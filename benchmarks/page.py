@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import plots
 from benchmarks.field import NOT_RUN, Contender, luthiers, ran
-from benchmarks.figures import RUN_GAP, STEP_GAP, Spread, agrees, gap, rates, ratios, reference, run_loss, spread
+from benchmarks.figures import GAP, Spread, agrees, gap, rates, ratios, reference, run_loss, spread
 from benchmarks.scaling import exponent
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -192,9 +192,7 @@ def _losses(field: Sequence[Contender], work: Mapping[str, Any]) -> str:
         if first and contender.same_steps:
             rows.append([contender.name, *(f"{loss:.4f}" for loss in first["losses"][:8])])
     steps = max((len(row) - 1 for row in rows), default=0)
-    note = (
-        f"Largest difference allowed: {STEP_GAP} nats a step; {RUN_GAP} over the run where steps hold other examples."
-    )
+    note = f"Largest difference allowed from float32: {GAP} nats, over the run where steps hold other examples."
     return "Mean loss of each step, first run:\n\n" + table(["", *map(str, range(1, steps + 1))], rows) + f"\n\n{note}"
 
 
