@@ -1,4 +1,7 @@
-"""Every rule of the gate, in one table: why it matters, what to do, and the thresholds that a policy may set."""
+"""What a rule says of itself: why it matters, what to do, and the thresholds that a policy may set.
+
+Each topic has a table `RULES` of its own; `luthier.gate.table` puts them together.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,3 @@ class Rule(NamedTuple):
     """Name -> default. A policy sets them by these names; each is explained in `about`."""
     about: str = ""
     """How it is computed, with its paper where it has one, and where it errs."""
-
-
-RULES: dict[str, Rule] = {}
-"""Each module that looks has a table `RULES` of its own; `rules` puts them together below."""
