@@ -24,7 +24,7 @@ from pydantic import ValidationError, model_validator
 
 from luthier.errors import PolicyError, RecipeError
 from luthier.gate.rules import Mend
-from luthier.gate.table import RULES
+from luthier.gate.table import rules
 from luthier.recipe.base import Part
 from luthier.recipe.data import Waiver
 from luthier.recipe.load import value_of
@@ -67,24 +67,24 @@ class Policy(Part):
     def _known_rules(cls, tree: Any) -> Any:
         if not isinstance(tree, dict):
             return tree
-        rules = tree.get("rules") or {}
-        if not isinstance(rules, dict):
+        told = tree.get("rules") or {}
+        if not isinstance(told, dict):
             raise ValueError("rules: must be a mapping from a rule's name to its settings")
-        tree = tree | {"rules": {name: _setting(name, value) for name, value in rules.items()}}
+        tree = tree | {"rules": {name: _setting(name, value) for name, value in told.items()}}
         for waiver in tree.get("waive") or ():
             name = waiver.get("rule") if isinstance(waiver, dict) else waiver.rule
-            if name not in RULES:
-                raise ValueError(f"waive: there is no rule {name}{_meant(str(name), RULES)}")
+            if name not in rules():
+                raise ValueError(f"waive: there is no rule {name}{_meant(str(name), rules())}")
         return tree
 
     def enabled(self, rule: str) -> bool:
         return not self._of(rule).off
 
     def severity(self, rule: str) -> Severity:
-        return self._of(rule).severity or RULES[rule].severity
+        return self._of(rule).severity or rules()[rule].severity
 
     def action(self, rule: str) -> Mend:
-        return self._of(rule).action or RULES[rule].mend
+        return self._of(rule).action or rules()[rule].mend
 
     def number(self, rule: str, threshold: str) -> float:
         """The value of a rule's threshold."""
@@ -105,7 +105,7 @@ class Policy(Part):
         """Looked up for every row, so one dictionary."""
         return {
             (name, threshold): self._of(name).thresholds.get(threshold, default)
-            for name, rule in RULES.items()
+            for name, rule in rules().items()
             for threshold, default in rule.thresholds.items()
         }
 
@@ -135,14 +135,14 @@ def dump_policy(policy: Policy) -> str:
     out = StringIO()
     yaml = YAML()
     yaml.default_flow_style = False
-    rules: JSON = {}
-    for name, rule in RULES.items():
+    told: JSON = {}
+    for name, rule in rules().items():
         if not policy.enabled(name):
-            rules[name] = "off"
+            told[name] = "off"
             continue
         said: JSON = {"severity": policy.severity(name), "action": policy.action(name)}
-        rules[name] = said | {threshold: policy.number(name, threshold) for threshold in rule.thresholds}
-    yaml.dump(policy.model_dump(mode="json", exclude={"rules"}) | {"rules": rules}, out)
+        told[name] = said | {threshold: policy.number(name, threshold) for threshold in rule.thresholds}
+    yaml.dump(policy.model_dump(mode="json", exclude={"rules"}) | {"rules": told}, out)
     return out.getvalue()
 
 
@@ -196,15 +196,15 @@ def _setting(name: str, value: Any) -> Any:
     """What a file says of one rule as a `Setting`: `off`, a severity, or a mapping with thresholds by name."""
     if isinstance(value, Setting):
         return value
-    if name not in RULES:
-        raise ValueError(f"there is no rule {name}{_meant(name, RULES)}")
+    if name not in rules():
+        raise ValueError(f"there is no rule {name}{_meant(name, rules())}")
     if value in ("off", False):
         return {"off": True}
     if value in get_args(Severity):
         return {"severity": value}
     if not isinstance(value, dict):
         raise ValueError(f"{name}: write off, {', '.join(get_args(Severity))}, or a mapping")
-    known = {**RULES[name].thresholds}
+    known = {**rules()[name].thresholds}
     own = set(Setting.model_fields) - {"thresholds"}
     numbers = {**value.get("thresholds", {}), **{k: v for k, v in value.items() if k not in Setting.model_fields}}
     for key, number in numbers.items():

@@ -46,7 +46,7 @@ class Hit(NamedTuple):
     """A rule found something in a row."""
 
     rule: str
-    """A key of `table.RULES`."""
+    """A key of `table.rules()`."""
     row: str
     """`Row.id`."""
     seen: str

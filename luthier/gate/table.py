@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from luthier.gate import intake
+from functools import cache
+
 from luthier.gate.rules import Rule
 
-RULES: dict[str, Rule] = {**intake.RULES}
+
+@cache
+def rules() -> dict[str, Rule]:
+    """Put together when it is first asked for: the topics need policies, and policies this table."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    found: dict[str, Rule] = {}
+    for topic in "intake form hidden private duplicates leakage noise poison balance fit provenance".split():
+        if find_spec(f"luthier.gate.{topic}"):
+            found |= getattr(import_module(f"luthier.gate.{topic}"), "RULES", {})
+    return found
