@@ -11,15 +11,17 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from luthier.gate.lookalikes import mixed_words
 from luthier.gate.overrides import find_override
-from luthier.gate.policy import Policy
 from luthier.gate.prose import prose, settled
 from luthier.gate.rows import Hit, Row
 from luthier.gate.rules import Rule
 from luthier.masking import mask
+
+if TYPE_CHECKING:
+    from luthier.gate.policy import Policy
 
 RULES: dict[str, Rule] = {
     "zero_width": Rule(
@@ -154,7 +156,9 @@ def _grouped(row: str, path: str, text: str, spans: list[Span]) -> Iterator[Hit]
         if rule == "lookalike":
             seen = f"{len(of_rule)} words with letters of two scripts, the first of {first.end - first.start} letters"
         else:
-            kinds = sorted({f"U+{ord(c):04X}" for span in of_rule for c in text[span.start : min(span.end, span.start + 8)]})
+            kinds = sorted(
+                {f"U+{ord(c):04X}" for span in of_rule for c in text[span.start : min(span.end, span.start + 8)]}
+            )
             seen = f"{count} characters: {', '.join(kinds[:6])}{' and others' if len(kinds) > 6 else ''}"
         yield Hit(rule, row, seen, path, first.start, first.end, score=float(count))
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-_CYRILLIC_TO_LATIN = dict(
-    zip("аеорсухіјѕԁӏһԛԝѵкАВЕКМНОРСТУХІЈЅԌҮ", "aeopcyxijsdlhqwvkABEKMHOPCTYXIJSGY", strict=True)
-)
+_CYRILLIC_TO_LATIN = dict(zip("аеорсухіјѕԁӏһԛԝѵкАВЕКМНОРСТУХІЈЅԌҮ", "aeopcyxijsdlhqwvkABEKMHOPCTYXIJSGY", strict=True))
 _GREEK_TO_LATIN = dict(zip("οΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "oABEZHIKMNOPTYX", strict=True))
 _SMALL_GREEK_TO_LATIN = dict(zip("αιλνρυκ", "ailvpuk", strict=True))
 """Also signs of science (TNFα, λmax): twins only between two small Latin letters."""
-_LATIN_TO_CYRILLIC = {latin: cyrillic for cyrillic, latin in _CYRILLIC_TO_LATIN.items() if latin in "aeopcyxABEKMHOPCTX"}
+_LATIN_TO_CYRILLIC = {
+    latin: cyrillic for cyrillic, latin in _CYRILLIC_TO_LATIN.items() if latin in "aeopcyxABEKMHOPCTX"
+}
 _LATIN_TO_GREEK = {latin: greek for greek, latin in _GREEK_TO_LATIN.items()} | {"v": "ν"}
 
 _LATIN, _OTHER = "A-Za-z\u00c0-\u024f", "\u0370-\u03ff\u0400-\u052f"
@@ -43,10 +43,7 @@ def _plain(word: str, *, russian: bool) -> str:
     """The word in one script; as it is where it is no disguise."""
     latin = [c for c in word if _IS_LATIN.match(c)]
     other = [c for c in word if re.match(f"[{_OTHER}]", c)]
-    as_latin = "".join(
-        _CYRILLIC_TO_LATIN.get(c) or _GREEK_TO_LATIN.get(c) or (_between(word, i) and _SMALL_GREEK_TO_LATIN.get(c)) or c
-        for i, c in enumerate(word)
-    )
+    as_latin = "".join(_latin_twin(word, index) for index in range(len(word)))
     twins = _LATIN_TO_GREEK if "\u0370" <= other[0] <= "\u03ff" else _LATIN_TO_CYRILLIC
     as_other = word.translate(str.maketrans(twins))
     to_latin, to_other = not _MEETING.search(as_latin), not _MEETING.search(as_other)
@@ -59,6 +56,12 @@ def _plain(word: str, *, russian: bool) -> str:
     return as_other if to_other else word
 
 
-def _between(word: str, index: int) -> bool:
-    around = word[index - 1 : index] + word[index + 1 : index + 2]
-    return len(around) == 2 and around.isascii() and around.islower()
+def _latin_twin(word: str, index: int) -> str:
+    """The Latin letter that one of another script poses as; itself where it does not."""
+    letter, before = word[index], word[index - 1 : index] if index else ""
+    if letter in _SMALL_GREEK_TO_LATIN:
+        around = before + word[index + 1 : index + 2]
+        return _SMALL_GREEK_TO_LATIN[letter] if len(around) == 2 and around.isascii() and around.islower() else letter
+    if letter.isupper() and before.isascii() and before.islower():
+        return letter  # "deriveΑ": two words that lost the space between them
+    return _CYRILLIC_TO_LATIN.get(letter) or _GREEK_TO_LATIN.get(letter) or letter

@@ -69,7 +69,18 @@ _LANGUAGES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
         (
             "English",
             (
-                *("ignore", "disregard", "forget", "override", "bypass", "discard", "follow", "obey", "listen to", "pay no"),
+                *(
+                    "ignore",
+                    "disregard",
+                    "forget",
+                    "override",
+                    "bypass",
+                    "discard",
+                    "follow",
+                    "obey",
+                    "listen to",
+                    "pay no",
+                ),
                 *("heed", "you are now", "you are no longer", "mode", "system prompt", "system message", "instruction"),
             ),
             _ENGLISH,
