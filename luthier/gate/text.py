@@ -167,7 +167,8 @@ def _jaccard(hash_S: Hashes, start_P2: NDArray[np.int64], length_P2: NDArray[np.
     sizes, both = [], []
     for side in (0, 1):
         of_S, at_S = spread(start_P2[:, side], length_P2[:, side])
-        marked = np.unique((of_S.astype(np.uint64) << np.uint64(40)) | (hash_S[at_S] >> np.uint64(24)))
+        marked = np.sort((of_S.astype(np.uint64) << np.uint64(40)) | (hash_S[at_S] >> np.uint64(24)))
+        marked = marked[np.concatenate(([True], marked[1:] != marked[:-1]))[: len(marked)]]
         sizes.append(np.bincount((marked >> np.uint64(40)).astype(np.int64), minlength=pairs))
         both.append(marked)
     together = np.sort(np.concatenate(both))
