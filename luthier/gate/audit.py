@@ -1,0 +1,166 @@
+"""The gate's chain on one page: files -> rows -> hits -> findings -> decision.
+
+OUT/report.json       decision, reasons, findings with masked examples, distributions, policy by name
+OUT/findings.parquet  every hit: rule, row, place, what was seen (masked), what it repeats
+OUT/policy.yaml       the policy in force, every threshold written out
+
+The rows' texts stay in the folder only while the audit runs.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, NamedTuple
+
+from luthier.gate import summary
+from luthier.gate.policy import Policy, dump_policy
+from luthier.gate.reading import Source, rows, size, sources
+from luthier.gate.rows import Hit, Row
+from luthier.gate.store import Store, write_store
+from luthier.gate.table import rules
+from luthier.recipe.data import Columns, Format
+from luthier.runs.folder import storage, write_json, write_text
+from luthier.types import JSON, Finding, Side
+
+Decision = Literal["pass", "warnings", "blocked"]
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is done, how much of it, and of how much."""
+WORK = ".work"
+EXIT = {"pass": 0, "warnings": 0, "blocked": 1}
+
+
+class Audit(NamedTuple):
+    decision: Decision
+    findings: list[Finding]
+    report: JSON
+
+
+def audit(
+    files: Sequence[str],
+    policy: Policy,
+    out: Path,
+    *,
+    against: Sequence[str] = (),
+    columns: Columns | None = None,
+    format: Format | None = None,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Audit:
+    """Looks through files and writes what was found into `out`.
+
+    Args:
+        against: files of the test side; rows of `files` must not stand there as well.
+
+    Raises:
+        DataError: a file is missing or holds no rows, or what they mean cannot be told.
+    """
+    sides: dict[Side, Sequence[str]] = {"train": files, "test": against}
+    found, skipped = sources({side: names for side, names in sides.items() if names})
+    total = size(found)
+
+    def reading(count: int, taken: int) -> None:
+        if progress:
+            progress("reading rows", *((taken >> 10, total >> 10) if total else (count, None)))
+
+    items = rows(found, policy, columns=columns, format=format, progress=reading)
+    return examine(chain_hits(skipped, items), policy, out, found=found, workers=workers, progress=progress)
+
+
+def chain_hits(hits: Iterable[Hit], items: Iterable[Row | Hit]) -> Iterator[Row | Hit]:
+    yield from hits
+    yield from items
+
+
+def examine(
+    items: Iterable[Row | Hit],
+    policy: Policy,
+    out: Path,
+    *,
+    found: Sequence[Source] = (),
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Audit:
+    """The audit of rows from wherever they come; `found` names the files of those that are no rows."""
+    began = time.monotonic()
+    with storage(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with write_store(items, out / WORK, policy, workers=workers) as store:
+        for name, topic in set_rules().items():
+            if progress:
+                progress(f"looking at {name}", 0, None)
+            store.add(hit for hit in topic.look(store, policy) if policy.enabled(hit.rule))
+        summary.place_hits(store, found)
+        entries = summary.findings(store, policy)
+        figures = summary.figures(store)
+        _export(store, out)
+    report = _report(entries, figures, found, policy)
+    report["work"] = {"seconds": round(time.monotonic() - began, 2), "memory_bytes": peak_memory()}
+    write_text(out / "policy.yaml", dump_policy(policy))
+    write_json(out / "report.json", report)
+    return Audit(report["decision"], summary.as_findings(entries), report)
+
+
+def set_rules() -> Mapping[str, ModuleType]:
+    """Topics that look at the set as a whole, in the order in which they do."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    names = ("duplicates", "leakage", "noise", "poison", "balance", "fit", "provenance")
+    found = {name: import_module(f"luthier.gate.{name}") for name in names if find_spec(f"luthier.gate.{name}")}
+    return {name: module for name, module in found.items() if hasattr(module, "look")}
+
+
+def decide(entries: Iterable[JSON]) -> Decision:
+    standing = [(entry["severity"], entry["waived"]) for entry in entries]
+    if any(severity == "block" and waived is None for severity, waived in standing):
+        return "blocked"
+    return "warnings" if any(severity != "info" for severity, _ in standing) else "pass"
+
+
+def _report(entries: list[JSON], figures: JSON, found: Sequence[Source], policy: Policy) -> JSON:
+    files = figures.pop("files")
+    reasons = [summary.message(entry) for entry in entries if entry["severity"] == "block" and not entry["waived"]]
+    return {
+        "decision": decide(entries),
+        "reasons": reasons,
+        "policy": policy.name,
+        "sources": [
+            {
+                "file": source.file,
+                "side": source.side,
+                "sha256": source.sha256,
+                "rows": files.get(source.file, [0, 0])[0],
+                "characters": files.get(source.file, [0, 0])[1],
+            }
+            for source in found
+        ],
+        **figures,
+        "findings": entries,
+        "quiet": [name for name in rules() if policy.enabled(name) and name not in {e["rule"] for e in entries}],
+        "off": [name for name in rules() if not policy.enabled(name)],
+        "waivers": [waiver.model_dump() for waiver in policy.waive],
+    }
+
+
+def _export(store: Store, out: Path) -> None:
+    """Every hit as Parquet: written inside the store, which is the only place it may write to, then moved."""
+    inside = store.folder / "findings.parquet"
+    with storage(out):
+        store.db.execute(
+            'COPY (SELECT rule, id AS row, file, line, side, path, start, "end", seen, score, other FROM placed '
+            "ORDER BY number NULLS FIRST, file, line, rule, path, start, other, seen) "
+            f"TO '{str(inside).replace(chr(39), chr(39) * 2)}' (FORMAT parquet, COMPRESSION zstd)"
+        )
+        os.replace(inside, out / "findings.parquet")
+
+
+def peak_memory() -> int:
+    """Bytes: of this process and the largest of those that it started."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
