@@ -72,7 +72,7 @@ def look(store: Store, policy: Policy) -> Iterator[Hit]:
     _keep(store)
     yield from _exact(store, policy)
     if policy.enabled("near_duplicate"):
-        find_near(store, "row")
+        find_near(store)
         yield from _near(store, policy)
         if policy.enabled("crowded"):
             yield from _crowded(store)
@@ -81,7 +81,7 @@ def look(store: Store, policy: Policy) -> Iterator[Hit]:
 
 
 def _crowded(store: Store) -> Iterator[Hit]:
-    for batch in store.batches("SELECT id, size FROM crowd_row JOIN rows USING (row)"):
+    for batch in store.batches("SELECT id, size FROM crowd JOIN rows USING (row)"):
         for row, size in batch:
             yield Hit(
                 "crowded", row, f"{size:,} rows share a band with it; each was compared with it alone", score=size
@@ -167,18 +167,18 @@ def _graph(store: Store, policy: Policy) -> tuple[Mapping[int, list[_Member]], M
     """
     store.db.execute(
         "CREATE OR REPLACE TABLE edge AS WITH masks AS ("
-        "  SELECT list(DISTINCT rep) AS reps FROM rows JOIN twin_row USING (row)"
-        f"  WHERE {_DIGITS_SHARE} BETWEEN 1e-9 AND $digits"
-        "  GROUP BY side, labels, value, template_key HAVING count(DISTINCT rep) BETWEEN 2 AND $mask_rows - 1) "
-        "SELECT a, b, similarity FROM near_row JOIN rows x ON x.row = a JOIN rows y ON y.row = b "
-        "WHERE similarity >= $similarity AND x.side = y.side"
+        "  SELECT list(DISTINCT rep) AS reps, min(row) AS row FROM rows JOIN twin USING (row)"
+        "  GROUP BY side, labels, value, template_key HAVING count(DISTINCT rep) BETWEEN 2 AND $mask_rows - 1), "
+        f"few AS (SELECT reps FROM masks JOIN rows USING (row) WHERE {_DIGITS_SHARE} <= $digits) "
+        "SELECT a, b, whole AS similarity FROM near JOIN rows x ON x.row = a JOIN rows y ON y.row = b "
+        "WHERE whole >= $similarity AND x.side = y.side"
         "  AND x.labels IS NOT DISTINCT FROM y.labels AND x.value IS NOT DISTINCT FROM y.value "
-        "UNION ALL SELECT x.rep, y.rep, NULL FROM masks, unnest(reps) x(rep), unnest(reps) y(rep) WHERE x.rep < y.rep",
+        "UNION ALL SELECT x.rep, y.rep, NULL FROM few, unnest(reps) x(rep), unnest(reps) y(rep) WHERE x.rep < y.rep",
         {name: policy.number("near_duplicate", name) for name in ("similarity", "digits", "mask_rows")},
     )
     groups: dict[int, list[_Member]] = defaultdict(list)
     sql = (
-        "WITH single AS (SELECT row, rep FROM twin_row SEMI JOIN (FROM kept WHERE row = kept) USING (row)), "
+        "WITH single AS (SELECT row, rep FROM twin SEMI JOIN (FROM kept WHERE row = kept) USING (row)), "
         "wanted AS (SELECT a AS rep FROM edge UNION SELECT b FROM edge "
         "  UNION SELECT rep FROM single GROUP BY rep HAVING count(*) > 1) "
         f"SELECT rep, row_number() OVER (ORDER BY {_BEST}) AS rank, id, file || ':' || line, side "
@@ -197,9 +197,7 @@ def _graph(store: Store, policy: Policy) -> tuple[Mapping[int, list[_Member]], M
 
 _VERIFIED = "coalesce(lower(columns ->> '$.verified') IN ('true', 'yes', '1'), false)"
 _BEST = f"NOT {_VERIFIED}, length(answer) DESC, length(prompt) DESC, row_key, row"
-_DIGITS_SHARE = (
-    "length(regexp_replace(prompt || answer, '[^0-9]', '', 'g')) / greatest(length(prompt) + length(answer), 1)"
-)
+_DIGITS_SHARE = "1 - length(translate(prompt || answer, '0123456789', '')) / greatest(length(prompt || answer), 1)"
 
 
 def _templates(store: Store, rows: int) -> Iterator[Hit]:

@@ -1,18 +1,20 @@
-"""Pairs of rows that are nearly alike: candidates from MinHash bands, found in DuckDB, each verified exactly.
+"""Pairs of rows that are nearly alike: candidates found in DuckDB, each verified exactly. Made once for an audit.
 
-    twin_prompt, twin_row (row, rep)                what every row stands for: the first row with the same shingles
-    near_prompt, near_row (a, b, similarity)        pairs of such first rows, a < b, from a Jaccard similarity of 0.6 on
-    crowd_prompt, crowd_row (row, size)             rows that stood for a bucket too full to compare all that is in it
+    twin (row, rep)     what each row stands for: the first that asks the same words and has the same answer, labels,
+                        number, side and system turns; so a thousand copies make no half a million pairs
+    near (a, b, asked, whole, words, answer)
+                        pairs of such first rows, a < b: the similarity of what they ask, of that with the answer, of
+                        their sets of words, and whether their answers are equal
+    crowd (row, size)   rows that stood for a bucket too full to compare all that is in it
 
-`prompt` compares what rows ask (the text of labelled and plain rows), `row` that and the answer. Twins share side,
-labels, value, system turns and, for `prompt`, the answer; so what holds between two first rows holds between all they
-stand for, and a thousand copies make no half a million pairs.
+Candidates share a MinHash band of what they ask, or have equal answers that are no commonplace: so a prompt in other
+words, or translated there and back, is found beside its answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as arrow
@@ -23,126 +25,132 @@ from luthier.gate.text import bare, normal, similarities
 if TYPE_CHECKING:
     from luthier.gate.store import Store
 
-What = Literal["prompt", "row"]
 LOWEST = 0.6
 """Below this similarity the bands find fewer than seven of eight pairs, so no threshold may be lower."""
+LOWEST_WORDS = 0.2
+"""Of pairs with equal answers."""
 MOST_IN_BUCKET = 1000
 """Rows of a larger bucket (and of smaller ones where there are very many) are compared with its first row only."""
 MOST_CANDIDATES = 20
 """Per row of the data set, and a million in any case."""
-_PARTS = 4
-"""Bands are grouped in parts by their hash, so that each part fits into memory."""
-_BATCH = 20_000
-
-_BANDS = {
-    "prompt": "SELECT row, hash FROM bands WHERE what = 'prompt'",
-    # A row with a prompt alone, or an answer alone, has its bands under `prompt`.
-    "row": "SELECT row, hash FROM bands WHERE what = 'row' UNION ALL "
-    "SELECT row, hash FROM bands SEMI JOIN rows_of_one_part USING (row) WHERE what = 'prompt'",
-}
-TEXT = "CASE WHEN {0}.prompt = '' THEN {0}.answer ELSE {0}.prompt[{0}.lead + 1:] END"
-_TEXTS = {"prompt": TEXT, "row": "{0}.prompt[{0}.lead + 1:] || ' ' || {0}.answer"}
+MOST_WITH_ANSWER = 100
+"""Rows with one answer, beyond which it is a commonplace: a label, a macro, a refusal."""
+_BATCH = 10_000
+_NEAR = arrow.schema(
+    [
+        *(("a", arrow.int64()), ("b", arrow.int64())),
+        *((name, arrow.float64()) for name in ("asked", "whole", "words")),
+        ("answer", arrow.bool_()),
+    ]
+)
 
 
-def find_near(store: Store, what: What) -> None:
-    """Makes the three tables, once."""
-    if store.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = ?", [f"near_{what}"]):
+def find_near(store: Store) -> None:
+    """Makes the three tables, unless they are there."""
+    if store.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'near'"):
         return
     store.db.execute(
-        "CREATE OR REPLACE TEMP VIEW rows_of_one_part AS "
-        r"SELECT row FROM rows WHERE NOT regexp_matches(prompt, '\S') OR NOT regexp_matches(answer, '\S')"
+        "CREATE TABLE twin AS "
+        "WITH marked AS (SELECT row, bit_xor(hash) AS print FROM bands WHERE what = 'prompt' GROUP BY row) "
+        "SELECT row, min(row) OVER ("
+        "  PARTITION BY print, side, labels, value, answer_key, lead, hash(prompt[:lead])) AS rep "
+        "FROM marked JOIN rows USING (row)"
     )
-    _twins(store, what)
-    _candidates(store, what)
-    _verify(store, what)
-    store.db.execute(f"DROP TABLE candidate_{what}")
-
-
-def _twins(store: Store, what: What) -> None:
-    same = "print, side, labels, value, lead, hash(prompt[:lead])" + (", answer_key" if what == "prompt" else "")
+    rows = store.value("SELECT count(*) FROM twin WHERE row = rep")
+    _bucket(store, _BANDS, most=max(1_000_000, MOST_CANDIDATES * rows), largest=MOST_IN_BUCKET)
+    store.db.execute("CREATE TABLE candidate AS FROM (" + _PAIRS + ")")
     store.db.execute(
-        f"CREATE TABLE twin_{what} AS "
-        f"WITH marked AS (SELECT row, bit_xor(hash) AS print FROM ({_BANDS[what]}) GROUP BY row) "
-        f"SELECT row, min(row) OVER (PARTITION BY {same}) AS rep FROM marked JOIN rows USING (row)"
+        "CREATE TABLE crowd AS SELECT first AS row, max(size) AS size FROM bucket WHERE capped GROUP BY first"
     )
+    _bucket(store, _ANSWERS, most=max(1_000_000, MOST_CANDIDATES * rows), largest=MOST_WITH_ANSWER)
+    store.db.execute("DELETE FROM bucket WHERE capped")
+    store.db.execute("INSERT INTO candidate (" + _PAIRS + ") EXCEPT FROM candidate")
+    _verify(store)
+    for name in ("candidate", "shared", "bucket"):
+        store.db.execute(f"DROP TABLE {name}")
 
 
-def _candidates(store: Store, what: What) -> None:
-    """The table of pairs that share a band."""
-    store.db.execute(f"CREATE TABLE shared_{what} (hash UBIGINT, row BIGINT)")
-    for part in range(_PARTS):
-        store.db.execute(
-            f"INSERT INTO shared_{what} WITH firsts AS (SELECT hash, row FROM ({_BANDS[what]}) "
-            f"SEMI JOIN (FROM twin_{what} WHERE row = rep) USING (row) WHERE hash % {_PARTS} = {part}) "
-            "FROM firsts SEMI JOIN (SELECT hash FROM firsts GROUP BY hash HAVING count(*) > 1) USING (hash)"
-        )
+_FIRSTS = "SEMI JOIN (FROM twin WHERE row = rep) USING (row)"
+_BANDS = f"SELECT hash, row FROM bands {_FIRSTS} WHERE what = 'prompt'"
+_ANSWERS = f"SELECT answer_key AS hash, row FROM rows {_FIRSTS} WHERE prompt <> '' AND answer <> ''"
+_PAIRS = (
+    "SELECT DISTINCT least(x.row, y.row) AS a, greatest(x.row, y.row) AS b "
+    "FROM bucket JOIN shared x USING (hash) JOIN shared y USING (hash) "
+    "WHERE CASE WHEN capped THEN x.row = first AND y.row <> first ELSE x.row < y.row END"
+)
+
+
+def _bucket(store: Store, hashes: str, *, most: int, largest: int) -> None:
+    """The tables `shared` (hash, row) of hashes that several rows have, and `bucket` (hash, size, first, capped).
+
+    Args:
+        most: pairs that all buckets may make together; the largest ones count as capped until it is so.
+        largest: rows beyond which a bucket is capped in any case.
+    """
     store.db.execute(
-        f"CREATE TABLE bucket_{what} AS SELECT hash, count(*) AS size, arg_min(row, row_key) AS first "
-        f"FROM shared_{what} JOIN rows USING (row) GROUP BY hash"
-    )
-    sizes = store.db.execute(f"SELECT size, count(*) FROM bucket_{what} GROUP BY size ORDER BY size").fetchall()
-    largest = _largest_bucket(sizes, most=max(1_000_000, MOST_CANDIDATES * store.value("SELECT count(*) FROM rows")))
-    store.db.execute(
-        f"CREATE TABLE candidate_{what} AS SELECT DISTINCT least(x.row, y.row) AS a, greatest(x.row, y.row) AS b "
-        f"FROM bucket_{what} JOIN shared_{what} x USING (hash) JOIN shared_{what} y USING (hash) "
-        f"WHERE x.row < y.row AND size <= {largest} OR x.row = first AND y.row <> first AND size > {largest}"
+        f"CREATE OR REPLACE TABLE shared AS WITH every AS ({hashes}) "
+        "FROM every SEMI JOIN (SELECT hash FROM every GROUP BY hash HAVING count(*) > 1) USING (hash)"
     )
     store.db.execute(
-        f"CREATE TABLE crowd_{what} AS SELECT first AS row, max(size) AS size FROM bucket_{what} "
-        f"WHERE size > {largest} GROUP BY first"
+        "CREATE OR REPLACE TABLE bucket AS SELECT hash, count(*) AS size, arg_min(row, (row_key, row)) AS first, "
+        "false AS capped FROM shared JOIN rows USING (row) GROUP BY hash"
     )
-    store.db.execute(f"DROP TABLE shared_{what}")
-    store.db.execute(f"DROP TABLE bucket_{what}")
-
-
-def _largest_bucket(sizes: Sequence[tuple[int, int]], *, most: int) -> int:
-    """The largest size of bucket whose rows can all be compared, given how many buckets have each size."""
     total = 0
-    for size, count in sizes:
+    for size, count in store.db.execute("SELECT size, count(*) FROM bucket GROUP BY size ORDER BY size").fetchall():
         total += count * size * (size - 1) // 2
-        if size > MOST_IN_BUCKET or total > most:
-            return size - 1
-    return MOST_IN_BUCKET
+        if size > largest or total > most:
+            store.db.execute("UPDATE bucket SET capped = true WHERE size >= ?", [size])
+            return
 
 
-def _verify(store: Store, what: What) -> None:
+class _Side(NamedTuple):
+    """Of one row of a candidate pair."""
+
+    row: int
+    asked: str
+    answer: str
+    answer_key: int
+
+
+def _verify(store: Store) -> None:
+    parts = ", ".join(
+        f"{x}.row, CASE WHEN {x}.prompt = '' THEN {x}.answer ELSE {x}.prompt[{x}.lead + 1:] END, "
+        f"CASE WHEN {x}.prompt = '' THEN '' ELSE {x}.answer END, {x}.answer_key"
+        for x in "xy"
+    )
+    sql = f"SELECT {parts} FROM candidate JOIN rows x ON x.row = a JOIN rows y ON y.row = b"
     found = [
-        kept
-        for batch in store.batches(
-            f"SELECT a, b, {_TEXTS[what].format('x')}, {_TEXTS[what].format('y')} FROM candidate_{what} "
-            "JOIN rows x ON x.row = a JOIN rows y ON y.row = b",
-            _BATCH,
-        )
-        if len(kept := _verified(batch))
+        _verified([(_Side(*pair[:4]), _Side(*pair[4:])) for pair in batch]) for batch in store.batches(sql, _BATCH)
     ]
-    table = arrow.concat_tables(found) if found else _pairs_table([], [], [])
-    insert(store, f"near_{what}", table)
-
-
-def _verified(batch: Sequence[tuple[int, int, str, str]]) -> arrow.Table:
-    place: dict[int, int] = {}
-    texts: list[str] = []
-    for a, b, of_a, of_b in batch:
-        for row, text in ((a, of_a), (b, of_b)):
-            if row not in place:
-                place[row] = len(texts)
-                texts.append(bare(normal(text)))
-    pair_P2 = np.array([(place[a], place[b]) for a, b, *_ in batch], dtype=np.int64)
-    similarity_P = similarities(texts, pair_P2)
-    kept = np.flatnonzero(similarity_P >= LOWEST).tolist()
-    return _pairs_table([batch[i][0] for i in kept], [batch[i][1] for i in kept], similarity_P[kept].tolist())
-
-
-def _pairs_table(a: list[int], b: list[int], similarity: list[float]) -> arrow.Table:
-    schema = arrow.schema([("a", arrow.int64()), ("b", arrow.int64()), ("similarity", arrow.float64())])
-    return arrow.table({"a": a, "b": b, "similarity": similarity}, schema=schema)
-
-
-def insert(store: Store, name: str, table: arrow.Table) -> None:
-    """Makes a table of the store's database from one of Arrow."""
-    store.db.register("incoming", table)
-    store.db.execute(f"CREATE OR REPLACE TABLE {name} AS FROM incoming")
+    store.db.register("incoming", arrow.concat_tables([_NEAR.empty_table(), *found]))
+    store.db.execute("CREATE TABLE near AS FROM incoming")
     store.db.unregister("incoming")
+
+
+def _verified(batch: Sequence[tuple[_Side, _Side]]) -> arrow.Table:
+    asked: dict[int, str] = {}
+    whole: dict[int, str] = {}
+    for pair in batch:
+        for side in pair:
+            if side.row not in asked:
+                asked[side.row] = bare(normal(side.asked))
+                whole[side.row] = f"{asked[side.row]} {bare(normal(side.answer))}" if side.answer else asked[side.row]
+    place = {row: index for index, row in enumerate(asked)}
+    pair_P2 = np.array([(place[a.row], place[b.row]) for a, b in batch], dtype=np.int64)
+    sets = [frozenset(form.split(" ")) for form in asked.values()]
+    same_P = np.array([a.answer_key == b.answer_key and a.answer != "" for a, b in batch])
+    words_P = np.array([_overlap(sets[a], sets[b]) for a, b in pair_P2.tolist()])
+    asked_P = similarities(list(asked.values()), pair_P2)
+    whole_P = similarities(list(whole.values()), pair_P2)
+    kept = np.flatnonzero((asked_P >= LOWEST) | (whole_P >= LOWEST) | (same_P & (words_P >= LOWEST_WORDS)))
+    rows = [np.array([pair[side].row for pair in batch])[kept] for side in (0, 1)]
+    columns = [*rows, asked_P[kept], whole_P[kept], words_P[kept], same_P[kept]]
+    return arrow.table(dict(zip(_NEAR.names, columns, strict=True)), schema=_NEAR)
+
+
+def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
+    common = len(a & b)
+    return common / (len(a) + len(b) - common)
 
 
 def components(count: int, pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
