@@ -43,8 +43,9 @@ RULES: dict[str, Rule] = {
         remedy="Remove it with luthier data clean; it was left over from a rendered template.",
         severity="block",
         mend="repair",
-        about="The marks of the common templates (ChatML, Llama, Mistral, Gemma, Phi, DeepSeek, BERT) and every special "
-        "token of the model's own tokenizer. `<s>` is also HTML for struck text: to the tokenizer it is a mark.",
+        about="The marks of the common templates (ChatML, Llama, Mistral, Gemma, Phi, DeepSeek, BERT) and every "
+        "special token of the model's own tokenizer. `<s>` is also HTML for struck text: to the tokenizer it is a "
+        "mark.",
     ),
     "mojibake": Rule(
         title="characters read in the wrong encoding",
@@ -77,7 +78,8 @@ RULES: dict[str, Rule] = {
         severity="warn",
         mend="repair",
         thresholds={"tags": 1},
-        about="At least `tags` tags of HTML or named or numbered entities, outside of code, unless the prompt speaks of HTML.",
+        about="At least `tags` tags of HTML or named or numbered entities, outside of code, unless the prompt "
+        "speaks of HTML.",
     ),
     "markdown_debris": Rule(
         title="broken markdown",
@@ -136,8 +138,9 @@ RULES: dict[str, Rule] = {
         severity="warn",
         mend="drop",
         thresholds={"trigram_share": 0.2, "words": 30, "compression": 0.2, "bytes": 200},
-        about="In texts of `words` or more, one sequence of three words makes more than `trigram_share` of all; or, from "
-        "`bytes` on, zlib shrinks the text to less than `compression` of its size (Gopher's rules, arXiv 2112.11446).",
+        about="In texts of `words` or more, one sequence of three words makes more than `trigram_share` of all; or, "
+        "from `bytes` on, zlib shrinks the text to less than `compression` of its size (Gopher's rules, arXiv "
+        "2112.11446).",
     ),
 }
 
@@ -194,7 +197,8 @@ def _turns(row: Row) -> Iterator[Hit]:
 
 _CONTROL_TOKENS = (
     r"<\|[A-Za-z_][A-Za-z0-9_]{1,40}\|>|<｜[^\s｜<>]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk|mask)>|<(?:start|end)_of_turn>"
-    r"|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT)\]|<</?SYS>>|\[(?:CLS|SEP|PAD|UNK|MASK|BOS|EOS)\]"
+    r"|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT)\]|<</?SYS>>|\[(?:CLS|SEP|PAD|UNK|MASK|BOS"
+    r"|EOS)\]"
 )
 
 
@@ -236,20 +240,24 @@ def _own(controls: re.Pattern[str]) -> bool:
 # Markup
 
 _TAG = re.compile(
-    r"</?(?:a|abbr|article|b|blockquote|body|br|button|center|code|dd|del|div|dl|dt|em|font|footer|form|h[1-6]|head|header"
-    r"|hr|html|i|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strike|strong|style"
+    r"</?(?:a|abbr|article|b|blockquote|body|br|button|center|code|dd|del|div|dl|dt|em|font|footer|form|h[1-6]|head"
+    r"|header"
+    r"|hr|html|i|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strike"
+    r"|strong|style"
     r"|sub|sup|table|tbody|td|th|thead|title|tr|u|ul|video)(?:\s[^<>]{0,2000})?\s{0,3}/?>",
     re.IGNORECASE,
 )
 _ENTITY = re.compile(
-    r"&(?:amp|quot|apos|nbsp|[lr]squo|[lr]dquo|[mn]dash|hellip|bull|copy|reg|trade|euro|pound|middot|deg|times|laquo|raquo"
-    r"|[aeiounyAEIOUNY](?:acute|grave|circ|uml|tilde|ring|cedil)|szlig|ccedil|Ccedil|lt|gt|#\d{1,6}|#[xX][0-9a-fA-F]{1,5});"
+    r"&(?:amp|quot|apos|nbsp|[lr]squo|[lr]dquo|[mn]dash|hellip|bull|copy|reg|trade|euro|pound|middot|deg|times|laquo"
+    r"|raquo"
+    r"|[aeiounyAEIOUNY](?:acute|grave|circ|uml|tilde|ring|cedil)|szlig|ccedil|Ccedil|lt|gt|#\d{1,6}"
+    r"|#[xX][0-9a-fA-F]{1,5});"
 )
 _KEPT = re.compile(r"&(?:lt|gt|#(?:0{0,3}60|0{0,3}62|[xX]0{0,2}3[cCeE]));")
 """Entities that stand for < and >: written out, they would make tags."""
 _ESCAPED = re.compile(r"\\[*_#`~](?=[\w*_#`~\\])")
 _BOLD = re.compile(r"(?<![*\\\[])\*\*(?![*\]])(?:(?=\S)|(?<=\S\*\*))")
-_POWER = re.compile(r"[\w)] ?\*\* ?[\w(]")
+_POWER = re.compile(r"[\w)](?:\*\*| \*\* )[\w(]")
 _LINK = re.compile(
     r"(?<!\\)\[\]\([^()\s]{0,500}\)|\[[^\[\]\n]{1,300}\]\(\s{0,9}\)|\[[^\[\]\n]{1,300}\]\((?:https?:)?[^()\s]{0,500}\Z"
 )
@@ -299,8 +307,9 @@ def _debris(row: Row, field: Field, plain: str) -> Iterator[Hit]:
 # What the assistant said
 
 _EMPTY = re.compile(
-    r"(?:n/?a|nan|null|nil|undefined|todo|tbd|xxx+|asdf+|test(?:ing)?|lorem ipsum.{0,200}|<?(?:no|empty) (?:answer|response"
-    r"|output|reply)>?|[\[(<](?:deleted|removed|empty|blank|redacted|no output|no response|noinput)[\])>])[.!]?",
+    r"(?:n/?a|nan|null|nil|undefined|todo|tbd|xxx+|asdf+|test(?:ing)?|lorem ipsum.{0,200}|<?(?:no|empty) "
+    r"(?:answer|response|output|reply)>?|[\[(<](?:deleted|removed|empty|blank|redacted|no output|no response"
+    r"|noinput)[\])>])[.!]?",
     re.IGNORECASE | re.DOTALL,
 )
 _SAYS = re.compile(r"[^\W_]|[\u2190-\u2bff\U0001f000-\U0001faff$€£¥%+=<>≤≥≠]")
@@ -344,10 +353,11 @@ def _loops(row: Row, field: Field, policy: Policy) -> Iterator[Hit]:
 
 # The answer as a whole
 
-_ENDS_OPEN = frozenset(
-    "the a an and or of because which into than my your our their whose if whether der die das ein eine einen und oder "
-    "weil et ou le les une parce y o el los las una porque gli che de het een".split()
-)
+_OPEN_WORDS = """
+the a an and or of because which into than my your our their whose if whether
+der die das ein eine einen und oder weil et ou le les une parce y o el los las una porque gli che de het een
+"""
+_ENDS_OPEN = frozenset(_OPEN_WORDS.split())
 _OPENERS, _CLOSERS = "([{", ")]}"
 
 
@@ -369,7 +379,7 @@ def _cut(text: str) -> str:
         return ""
     if end[-1] == ",":
         return "it ends with a comma"
-    if line[-1] in _ENDS_OPEN and line[-2][-1].isalpha():
+    if line[-1] in _ENDS_OPEN and (line[-2][-1].isalpha() or line[-2][-1] == ","):
         return f"it ends with “{line[-1]}”"
     if any(c in tail for c in _OPENERS) and _open(tail):
         return "a bracket near its end is not closed"

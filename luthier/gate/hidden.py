@@ -39,8 +39,8 @@ RULES: dict[str, Rule] = {
         remedy="Remove them with luthier data clean.",
         severity="warn",
         mend="repair",
-        about="Direction marks, embeddings, overrides and isolates. Marks, and pairs that are closed in their line, are "
-        "left alone in text with Hebrew or Arabic letters; overrides never are.",
+        about="Direction marks, embeddings, overrides and isolates. Marks, and pairs that are closed in their line, "
+        "are left alone in text with Hebrew or Arabic letters; overrides never are.",
     ),
     "tag_character": Rule(
         title="invisible tag characters",
@@ -81,8 +81,8 @@ RULES: dict[str, Rule] = {
         remedy="Decode it and look; remove it, or write it out.",
         severity="warn",
         thresholds={"characters": 80},
-        about="Base64 (also the URL alphabet, also over several lines) or hex, of at least `characters`, that decodes to "
-        "printable UTF-8 with spaces or letters throughout. Pictures and keys do not decode to text.",
+        about="Base64 (also the URL alphabet, also over several lines) or hex, of at least `characters`, that decodes "
+        "to printable UTF-8 with spaces or letters throughout. Pictures and keys do not decode to text.",
     ),
     "override": Rule(
         title="order to ignore instructions",
@@ -98,8 +98,8 @@ RULES: dict[str, Rule] = {
         why="It is an attack, or a case that teaches the model to withstand one: only a person can tell.",
         remedy="Look at the answer: the assistant must not obey.",
         severity="warn",
-        about="As `override`, in user turns and plain text, or where the sentence forbids or reports it (never, refuse, "
-        "if a user asks to).",
+        about="As `override`, in user turns and plain text, or where the sentence forbids or reports it (never, "
+        "refuse, if a user asks to).",
     ),
     "remote_content": Rule(
         title="picture or script from elsewhere",

@@ -45,7 +45,7 @@ def _plain(word: str, *, russian: bool) -> str:
     other = [c for c in word if re.match(f"[{_OTHER}]", c)]
     as_latin = "".join(_latin_twin(word, index) for index in range(len(word)))
     twins = _LATIN_TO_GREEK if "\u0370" <= other[0] <= "\u03ff" else _LATIN_TO_CYRILLIC
-    as_other = word.translate(str.maketrans(twins))
+    as_other = "".join(twins.get(c, c) for c in word)
     to_latin, to_other = not _MEETING.search(as_latin), not _MEETING.search(as_other)
     if to_latin and russian and _TAIL.fullmatch(word):
         to_latin = False

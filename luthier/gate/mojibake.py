@@ -129,5 +129,5 @@ def _is_sure(table: _Table, text: str, found: Garbled, parts: int) -> bool:
     if len(run) == 3:
         return False
     if run[0] in "ÃÂ":
-        return run[1] not in _TYPOGRAPHIC or run[1] == "\xa0" and not before.isupper() or after.isalpha()
+        return run[1] not in _TYPOGRAPHIC or (run[1] == "\xa0" and not before.isupper()) or after.isalpha()
     return run[0] in "ÄÅ" and run[1] not in _TYPOGRAPHIC and (before.islower() or after.isalpha())

@@ -23,12 +23,18 @@ def find_override(text: str) -> Override | None:
         if not any(stem in lowered for stem in stems):
             continue
         for match in pattern.finditer(text):
-            before = _SENTENCE_END.split(text[max(0, match.start() - 160) : match.start()])[-1]
-            found = Override(language, match.group(), *match.span(), mentioned=_REPORTED.search(before) is not None)
+            found = Override(language, match.group(), *match.span(), mentioned=_is_mentioned(text, match))
             if not found.mentioned:
                 return found
             mentioned = mentioned or found
     return mentioned
+
+
+def _is_mentioned(text: str, match: re.Match[str]) -> bool:
+    before = text[max(0, match.start() - 160) : match.start()]
+    if match.group()[0].isupper() and before.rstrip()[-1:] not in (":", "'", '"', "“", "‘", "«", "(", "`"):
+        return False  # a sentence of its own, even where the one before it has no end
+    return _REPORTED.search(_SENTENCE_END.split(before)[-1]) is not None
 
 
 _SENTENCE_END = re.compile(r"[.!?;\n。](?=\s|\Z)|\n")
@@ -90,7 +96,8 @@ _LANGUAGES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
             ("ignorier", "vergiss", "vergesst", "vergessen sie", "missacht", "nicht"),
             _orders(
                 r"ignorier\w*|vergiss|vergesst|vergessen sie|missachte\w*|(?:beachte|befolge)\w*(?: sie)? nicht",
-                r"vorherig\w*|bisherig\w*|obig\w*|früher\w*|vorangegangen\w*|vorangehend\w*|vorig\w*|alle\w*|deine\w*|ihre\w*",
+                r"vorherig\w*|bisherig\w*|obig\w*|früher\w*|vorangegangen\w*|vorangehend\w*|vorig\w*|alle\w*"
+                r"|deine\w*|ihre\w*",
                 r"\w*anweisung\w*|instruktion\w*|befehl\w*|vorgaben?|prompts?|richtlinien",
             ),
         ),

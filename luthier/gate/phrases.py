@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 
 _SELF = (
-    r"\b(?<!such )(?:as|being|since i(?:['’]m| am)|because i(?:['’]m| am)|i(?:['’]m| am)) (?:just |only |merely )?(?:an? )?(?:large )?"
-    r"(?:ai(?: language)? model|ai language|language model|llm\b"
+    r"\b(?<!such )(?:as|being|since i(?:['’]m| am)|because i(?:['’]m| am)|i(?:['’]m| am)) (?:just |only |merely )?"
+    r"(?:an? )?(?:large )?(?:ai(?: language)? model|ai language|language model|llm\b"
     r"|artificial intelligence)",
     r"\bas an ai\b",
-    r"\b(?:trained|developed|created|made) by (?:openai|anthropic|google deepmind|meta ai|mistral ai|deepseek|alibaba cloud)",
+    r"\b(?:trained|developed|created|made) by (?:openai|anthropic|google deepmind|meta ai|mistral ai|deepseek"
+    r"|alibaba cloud)",
     r"\b(?:my|my training|my knowledge)[ -](?:knowledge |training )?(?:cut-?off|data only goes|was last updated)",
     r"\bas of my (?:last|latest|most recent|knowledge|training)\b",
     r"\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|feelings|experiences|preferences)|real-time access"
     r"|access to real-time)",
     r"\bals (?:(?:ein|eine) )?(?:ki\b|ki-|künstliche intelligenz|sprachmodell|großes sprachmodell)",
     r"\bich bin (?:nur )?ein (?:ki-)?sprachmodell",
-    r"\ben tant qu(?:['’]une? |['’]|e )(?:ia\b|intelligence artificielle|modèle de langage|modèle linguistique|assistant ia)",
+    r"\ben tant qu(?:['’]une? |['’]|e )(?:ia\b|intelligence artificielle|modèle de langage"
+    r"|modèle linguistique|assistant ia)",
     r"\bcomo (?:una? |un )?(?:ia\b|inteligencia artificial|modelo de lenguaje)",
     r"\b(?:in quanto|come) (?:un['’]?)?(?:ia\b|intelligenza artificiale|modello linguistico|modello di linguaggio)",
     r"\bcomo (?:uma? )?(?:inteligência artificial|modelo de linguagem)",
@@ -78,17 +80,20 @@ _OPENING = 200
 _DECLINES = re.compile(
     "|".join(
         (
-            r"\b(?:i|we)(?:['’]m| am| are|['’]re)? (?:can(?:not|['’]t| not)|won['’]t|will not|(?:am |are )?(?:unable|not able"
-            r"|not allowed|not permitted) to|must decline to|(?:do not|don['’]t) feel comfortable)(?: be able to)? "
+            r"\b(?:i|we)(?:['’]m| am| are|['’]re)? (?:can(?:not|['’]t| not)|won['’]t|will not|(?:am |are )?(?:unable"
+            r"|not able|not allowed|not permitted) to|must decline to|(?:do not"
+            r"|don['’]t) feel comfortable)(?: be able to)? "
             r"(?:\w+ ){0,2}?(?:help|assist|comply|fulfil+|answer|discuss|engage|generat\w+|creat\w+|writ\w+|produc\w+"
-            r"|participate|respond|do that|do this|support (?:that|this)|(?:provide|offer|share|give)(?: you)?(?: with)? "
-            r"(?:that|this|any|information|instructions|advice|assistance|help|guidance|details|specific))",
+            r"|participate|respond|do that|do this|support (?:that|this)|(?:provide|offer|share|give)(?: you)?"
+            r"(?: with)? (?:that|this|any|information|instructions|advice|assistance|help|guidance|details|specific))",
             r"\bi must (?:respectfully )?(?:decline|refuse)\b",
-            r"\bkann (?:ich )?(?:\w+ ){0,3}?(?:nicht|keine?n?) (?:\w+ ){0,4}?(?:helfen|weiterhelfen|beantworten|unterstützen"
-            r"|erfüllen|bereitstellen|erstellen)",
-            r"\bje (?:ne peux pas|ne peux malheureusement pas|ne suis pas en mesure de|ne suis pas capable de) (?:\w+ |['’\w]+ "
-            r"){0,2}?(?:\w{0,2}['’])?(?:aider|répondre|fournir|assister|créer|générer|écrire|satisfaire|faire)",
-            r"\bno (?:puedo|podré|me es posible) (?:ayudar|asistir|proporcionar|responder|cumplir|generar|crear|hacer|ofrecer)",
+            r"\bkann (?:ich )?(?:\w+ ){0,3}?(?:nicht|keine?n?) (?:\w+ ){0,4}?(?:helfen|weiterhelfen|beantworten"
+            r"|unterstützen|erfüllen|bereitstellen|erstellen)",
+            r"\bje (?:ne peux pas|ne peux malheureusement pas|ne suis pas en mesure de|ne suis pas capable de) "
+            r"(?:\w+ |['’\w]+ ){0,2}?(?:\w{0,2}['’])?(?:aider|répondre|fournir|assister|créer|générer|écrire"
+            r"|satisfaire|faire)",
+            r"\bno (?:puedo|podré|me es posible) (?:ayudar|asistir|proporcionar|responder|cumplir|generar|crear|hacer"
+            r"|ofrecer)",
             r"\bnon (?:posso|sono in grado di) (?:aiutar|assister|fornir|risponder|crear|generar|soddisfar)",
             r"\bnão (?:posso|consigo) (?:ajudar|fornecer|responder|atender|gerar|criar|auxiliar)",
             r"\bik kan (?:\w+ ){0,3}?(?:niet|geen) (?:\w+ ){0,3}?(?:helpen|beantwoorden|geven|maken|verstrekken)",
