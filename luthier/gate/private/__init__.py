@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from luthier.gate.private import contact, evidence, health, money, names, national, postal, secrets, shapes
-from luthier.gate.private.reserved import made_up, without_pseudonyms
+from luthier.gate.private.reserved import pseudonyms
 from luthier.gate.private.spans import Span, View, settle, view
 from luthier.gate.private.table import RULES
 from luthier.gate.rows import Hit, Row
@@ -59,17 +59,23 @@ def find(
         known: names that a user gives, as `names.known_names` makes it.
         recognisers: functions that find more, such as `presidio.recogniser()`.
     """
-    seen = view(text)
-    spans = [
-        seen.source(span) for span in _found(seen, least, oldest, known) if span.confidence >= least.get(span.kind, 2)
+    found: list[Span] = []
+    # What is replaced can lay bare what stood too close to it, so this repeats until nothing more is found.
+    while True:
+        seen = view(text, without=found)
+        spans = _found(seen, least, oldest, known)
+        more = [seen.source(span) for span in spans if span.confidence >= least.get(span.kind, 2)]
+        grown = settle([*found, *more]) if more else found
+        if grown == found:
+            break
+        found = grown
+    theirs = [
+        span
+        for recognise in recognisers
+        for span in recognise(text)
+        if span.confidence >= least.get(span.kind, 2) and not pseudonyms(text[span.start : span.end])
     ]
-    for recognise in recognisers:
-        spans.extend(
-            span
-            for span in recognise(without_pseudonyms(text))
-            if span.confidence >= least.get(span.kind, 2) and not made_up(text[span.start : span.end])
-        )
-    return settle(spans) if len(spans) > 1 else spans
+    return settle([*found, *theirs]) if theirs else found
 
 
 def look(row: Row, policy: Policy) -> Iterator[Hit]:

@@ -15,6 +15,7 @@ from luthier.gate.private.spans import View
 NEAR = 100.0
 REACH = 40
 """Characters before and after in which a word counts."""
+_LONG = 1000
 _TABLE = 4000
 """Characters before a cell in which the head of its table is looked for."""
 
@@ -39,7 +40,9 @@ def words(*stems: str) -> Words:
     """Any of these, each a pattern that begins with two letters or more; `said` asks that a word begins there."""
     leads = [found[0] for stem in stems if (found := _LEAD.match(stem))]
     assert len(leads) == len(stems), stems
-    return Words(re.compile("|".join(stems)), tuple(sorted(set(leads))))
+    # A part of `snake_case` ends before its underscore, which is a letter to \b.
+    pattern = "|".join(stems).replace(r"\b", r"(?![^\W_])")
+    return Words(re.compile(pattern), tuple(sorted(set(leads))))
 
 
 def union(*several: Words) -> Words:
@@ -65,7 +68,8 @@ def said(view: View, start: int, end: int, context: Words) -> bool:
 
 def near(view: View, start: int, end: int, context: Words, *, before: bool = False) -> bool:
     """Whether one of the words stands within `REACH`, or at the head of the column; `before`: not behind."""
-    if not mentioned(view, context):
+    # In a long text a look at the surroundings is cheaper than one at the whole.
+    if len(view.low) <= _LONG and not mentioned(view, context):
         return False
     if said(view, start - REACH, start, context) or (not before and said(view, end, end + REACH, context)):
         return True
@@ -81,8 +85,11 @@ def _head(view: View, start: int) -> str:
         return ""
     end = low.find("\n", start, start + _TABLE)
     row = low[line : end if end >= 0 else start + _TABLE]
+    separators = [mark for mark in "|\t;," if mark in row]
+    if not separators:
+        return ""
     head = low[max(line - _TABLE, 0) : line].rpartition("\n\n")[2].partition("\n")[0]
-    for separator in ("|", "\t", ";", ","):
+    for separator in separators:
         if row.count(separator) == head.count(separator) > 0:
             return head.split(separator)[row.count(separator, 0, start - line)]
     return ""

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from luthier.gate.private.reserved import made_up
 from luthier.gate.private.spans import Span, View
 
 _UPPER = "".join(c for c in map(chr, range(0x41, 0x530)) if c.isupper())
@@ -83,7 +82,7 @@ def names(view: View, known: re.Pattern[str] | None = None) -> Iterator[Span]:
             yield Span("person_name", *found.span(), 0.95)
     for found in _PEOPLE.finditer(view.text):
         start, end, announced = _without_words(found.group(), found.start())
-        if start == end or made_up(view.text[start:end]):
+        if start == end:
             continue
         tokens = view.text[start:end].split(" ")
         sure = announced or _announced(view.low, start, end)

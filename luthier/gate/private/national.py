@@ -105,7 +105,7 @@ SHAPES = (
         re.compile(r"[CFGHJKLMNPRTVWXYZ][CFGHJKLMNPRTVWXYZ0-9]{8} ?\d"),
         (10,),
         0.05,
-        words("ausweis", "reisepass", "pass", r"id(?:entity)? ?(?:card|document)"),
+        words("ausweis", "personalausweis", "reisepass", "pass", r"id(?:entity)? ?(?:card|document)"),
         checks.de_document,
         _TENTH,
     ),

@@ -40,7 +40,7 @@ _BOX = (
 )
 _STREET = (
     rf"{_NUMBER},? (?!The )(?:{_WORD} ){{0,3}}?[{_UPPER}][\w'-]{{2,30}} {_AFTER}\b\.?(?: (?:N|S|E|W|NE|NW|SE|SW)\b)?"
-    rf"|{_NUMBER},? (?:{_RUE}|Place|Route) {_NAMED}"
+    rf"|{_NUMBER},? (?i:{_RUE}|place|route) {_NAMED}"
     rf"|(?<!\w){_RUE} {_NAMED},? (?:n°|nº|nr\.?)? ?{_NUMBER}"
     rf"|(?<!\w)(?:{_WORD}[ -]){{0,3}}[{_UPPER}][\w-]{{1,30}}{_ENDING},? {_NUMBER}"
     rf"|(?<!\w)(?:{_WORD} ){{1,3}}{_STREET_WORD} {_NUMBER}"
@@ -74,6 +74,7 @@ _LEAD = re.compile(r"(?<![\w.,-])\d{1,6},? \Z")
 _BREAK = r"[ ,]{0,3}(?:\n[> ]{0,6}){0,2}[ ,]{0,3}"
 _GLUE = re.compile(rf"{_BREAK}(?:and )?(?:\d{{1,6}} )?")
 _TAIL = re.compile(
+    rf"{_BREAK}\d{{4,5}} {_WORD}(?: {_WORD}){{0,2}}(?<![.,])|"  # 10115 Berlin
     rf"(?:{_BREAK}{_WORD}(?: {_WORD}){{0,3}}(?: \({_WORD}\))?){{0,4}}"
     rf"{_BREAK}\d{{3,6}}(?:[ -]\d{{2,4}})?(?![\w./-]| \d)"
 )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from luthier.errors import InputError, StorageError
 from luthier.gate.private.checks import IBAN_LENGTHS
-from luthier.gate.private.reserved import SYLLABLES, SYLLABLES_IN_NAME, made_up
+from luthier.gate.private.reserved import NAME, SYLLABLES, SYLLABLES_IN_NAME
 from luthier.gate.private.spans import Span, view
 from luthier.masking import luhn
 
@@ -32,12 +32,12 @@ _JSON_TOKEN = re.compile(rf'"(?:[^"\\]|\\.)*"|{_NUMBER}', re.S)
 
 def redact(text: str, spans: Iterable[Span]) -> str:
     """The text with each span replaced by its kind, as ⟨kind⟩. JSON stays JSON."""
-    return _replaced(text, spans, lambda span: f"⟨{span.kind.replace('_', '-')}⟩")
+    return replaced(text, spans, lambda span: f"⟨{span.kind.replace('_', '-')}⟩")
 
 
 def pseudonymise(text: str, spans: Iterable[Span], *, key: bytes) -> str:
     """The text with each span replaced by the pseudonym of its value. JSON stays JSON."""
-    return _replaced(text, spans, lambda span: pseudonym(span.kind, text[span.start : span.end], key=key))
+    return replaced(text, spans, lambda span: pseudonym(span.kind, text[span.start : span.end], key=key))
 
 
 def pseudonym(kind: str, value: str, *, key: bytes) -> str:
@@ -94,7 +94,8 @@ def load_key(path: Path, *, outside: Path) -> bytes:
     return bytes.fromhex(text)
 
 
-def _replaced(text: str, spans: Iterable[Span], by: Callable[[Span], str]) -> str:
+def replaced(text: str, spans: Iterable[Span], by: Callable[[Span], str]) -> str:
+    """The text with `by(span)` in the place of each span. JSON stays JSON."""
     spans = sorted(spans, key=lambda span: span.start)
     bare = _bare_numbers(text, spans)
     pieces, at = [], 0
@@ -136,12 +137,10 @@ def _draw(kind: str, value: str, key: bytes) -> int:
 
 
 def _name(word: str, key: bytes) -> str:
-    """A made-up name for a word of a name; one that is made up already stays."""
-    if made_up(word):
-        return word
+    """A made-up name for a word of a name."""
     draw = _draw("person_name", word.strip(".,'").casefold(), key)
     count = len(SYLLABLES)
-    return "".join(SYLLABLES[draw // count**place % count] for place in range(SYLLABLES_IN_NAME)).capitalize()
+    return NAME + "".join(SYLLABLES[draw // count**place % count] for place in range(SYLLABLES_IN_NAME))
 
 
 def _card(draw: int, value: str) -> str:

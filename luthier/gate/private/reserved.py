@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 
 SYLLABLES = (
-    "ba", "ce", "di", "fo", "gu", "ja", "ke", "li", "mo", "nu", "pa", "re", "si", "to", "vu", "wa", "ye", "zi",
-    "xo", "qu",
+    "ba", "ce", "di", "fo", "gu", "ja", "ke", "li", "mo", "nu",
+    "pa", "re", "si", "to", "vu", "wa", "ye", "zi", "xo", "qu",
 )  # fmt: skip
 SYLLABLES_IN_NAME = 4
-"""160 000 names that no language has."""
-_MADE_UP = re.compile(rf"(?:{'|'.join(SYLLABLES)}){{{SYLLABLES_IN_NAME}}}")
-_RESERVED = re.compile(
-    r"(?<![\w.+@-])(?:"
+"""160 000 names that no language has, each behind `NAME`."""
+NAME = "Xo"
+_MADE_UP = rf"{NAME}(?:{'|'.join(SYLLABLES)}){{{SYLLABLES_IN_NAME}}}"
+_PSEUDONYM = re.compile(
+    rf"⟨[^⟨⟩\n]{{1,80}}⟩|\b{_MADE_UP}(?: {_MADE_UP})*\b|"
+    r"(?<!\w)(?:"
     r"user-[0-9a-f]{10}@example\.com"  # RFC 2606
     r"|https://example\.com/[0-9a-f]{10}"
     r"|\+1-[2-9]\d\d-555-01\d\d"  # belongs to nobody, in any area of North America
@@ -26,26 +28,14 @@ _RESERVED = re.compile(
     r"|18\d\d-\d\d-\d\d"  # nobody alive was born then
     r"|198\.18\.\d{1,3}\.\d{1,3}|2001:db8::[0-9a-f]{1,4}:[0-9a-f]{1,4}"  # RFC 2544, RFC 3849
     r"|02:00(?::[0-9a-f]{2}){4}"  # administered locally
-    r")(?![\w@]|[.:-]\w)"
+    r")(?![\w@])"
 )
-_HINTS = ("@example.com", "//example.com", "-555-01", "400000", "0000", "198.18.", "2001:db8:", "02:00:")
+_HINTS = ("⟨", NAME, "@example.com", "//example.com", "-555-01", "400000", "0000", "198.18.", "2001:db8:", "02:00:")
 _HINT = re.compile(r"9\d\d-[0-4]\d-\d|18\d\d-\d\d-\d")
-PLACEHOLDER = re.compile(r"⟨[^⟨⟩\n]{1,80}⟩")
 
 
-def without_pseudonyms(text: str) -> str:
-    """The text with blanks in the place of pseudonyms and of ⟨kinds⟩."""
-    if "⟨" in text:
-        text = PLACEHOLDER.sub(_blank, text)
+def pseudonyms(text: str) -> list[tuple[int, int]]:
+    """Where pseudonyms and ⟨kinds⟩ stand."""
     if any(hint in text for hint in _HINTS) or _HINT.search(text):
-        text = _RESERVED.sub(_blank, text)
-    return text
-
-
-def made_up(name: str) -> bool:
-    """Whether every word of a name is a pseudonym."""
-    return all(_MADE_UP.fullmatch(word.strip(".,'").lower()) for word in name.split())
-
-
-def _blank(found: re.Match[str]) -> str:
-    return " " * len(found.group())
+        return [found.span() for found in _PSEUDONYM.finditer(text)]
+    return []

@@ -80,7 +80,7 @@ def runs(text: str) -> Iterator[list[Group]]:
         if start and text[start - 1] in ascii_letters:
             before = text[max(start - _LONGEST, 0) : start]
             start -= len(before) - len(before.rstrip(ascii_letters))
-        between = _GAP.fullmatch(text, run[-1].end, start) if run and start - run[-1].end <= 24 else None
+        between = _GAP.fullmatch(text, run[-1].end, start) if run and start - run[-1].end <= 32 else None
         if between is None:
             if run:
                 yield _ended(text, run)
@@ -91,10 +91,10 @@ def runs(text: str) -> Iterator[list[Group]]:
             else:
                 run.append(Group("", text[start:end], start, end))
             continue
-        gap, letters_between, second = between.groups()
-        if letters_between:
-            run.append(Group(_one(gap), letters_between, *between.span(2)))
-            gap = second
+        gap = between[1]
+        for letters in _LETTERS_BETWEEN.finditer(text, *between.span(2)):
+            run.append(Group(_one(gap), letters[1], *letters.span(1)))
+            gap = letters[2]
         run.append(Group(_one(gap), text[start:end], start, end))
     if run:
         yield _ended(text, run)
@@ -117,36 +117,53 @@ def shaped(view: View, table: Table, run: list[Group], least: Mapping[str, float
             if size > _LONGEST:
                 break
             for shape in (*table.proved.get(size, ()), *by_name.get(size, ())):
-                if not shape.form.fullmatch(text):
+                if not _formed(shape, text):
                     continue
                 if (last + 1 < len(run) and run[last + 1].gap in _TIGHT) or _joined_behind(view.text, group.end):
                     continue
-                if span := _judged(view, Span(shape.kind, begin.start, group.end, 0), text, shape, least):
-                    yield span
+                crowd = last > first and _crowded(run, first, last)
+                span = Span(shape.kind, begin.start, group.end, _CROWDED if crowd else 1)
+                if found := _judged(view, span, text, shape, least):
+                    yield found
 
 
 def _judged(view: View, span: Span, text: str, shape: Shape, least: Mapping[str, float]) -> Span | None:
+    """The span with its confidence, which comes in as a factor of the odds; None below what is reported."""
     if shape.kind not in least:
         return None
     if shape.check is not None and not shape.check(_SEPARATOR.sub("", text).upper()):
         return None
-    alone = confidence(shape.prior, 1 / shape.chance)
+    alone = confidence(shape.prior, 1 / shape.chance, span.confidence)
     sure = confidence(alone, NEAR) if near(view, span.start, span.end, shape.context, before=shape.before) else alone
     if sure < least[shape.kind]:
         return None
     return span._replace(confidence=sure, checked=shape.check is not None)
 
 
+def _crowded(run: list[Group], first: int, last: int) -> bool:
+    """Whether a group of the same length follows on either side: then this is likely a piece of a longer number."""
+    before = first > 0 and len(run[first - 1].text) == len(run[first].text)
+    return before or (last + 1 < len(run) and len(run[last + 1].text) == len(run[last].text))
+
+
+def _formed(shape: Shape, text: str) -> bool:
+    """Whether a stretch has the form. Over the end of a line only a number that another check proves goes on, with a
+    separator there or without."""
+    if "\n" not in text:
+        return shape.form.fullmatch(text) is not None
+    return not shape.before and any(shape.form.fullmatch(text.replace("\n", end)) for end in (" ", "", "-", "."))
+
+
 def _ended(text: str, run: list[Group]) -> list[Group]:
     """The run with a single capital behind it, as in 12345678 Z."""
     if letter := _LETTER_BEHIND.match(text, run[-1].end):
-        run.append(Group(letter[1], letter[2], *letter.span(2)))
+        run.append(Group(_one(letter[1]), letter[2], *letter.span(2)))
     return run
 
 
 def _one(gap: str) -> str:
     """The one character that a gap stands for."""
-    return gap.strip() or " "
+    return "\n" if "\n" in gap else gap.strip() or " "
 
 
 def _joined_before(text: str, start: int) -> bool:
@@ -159,9 +176,12 @@ def _joined_behind(text: str, end: int) -> bool:
 
 
 _GROUP = re.compile(r"\d[0-9A-Za-z]*")
-_BETWEEN = r" {1,8}| {0,2}[-/] {0,2}|\.| {0,8}-?\r?\n {0,8}"
-_GAP = re.compile(rf"({_BETWEEN})(?:([A-Z]{{1,4}})({_BETWEEN}))?")
+_BETWEEN = r" {1,8}| {0,2}[-/] {0,2}|\.| {0,8}[-./]?\r?\n {0,8}"
+_LETTERS_BETWEEN = re.compile(rf"([A-Z]{{1,4}})({_BETWEEN})")
+_GAP = re.compile(rf"({_BETWEEN})((?:[A-Z]{{1,4}}(?:{_BETWEEN})){{0,4}})")
 _LETTERS_BEFORE = re.compile(r"(?<![A-Za-z0-9])([A-Z]{1,4})([ -])\Z")
-_LETTER_BEHIND = re.compile(r"([ -])([A-Z])(?![A-Za-z0-9])")
+_LETTER_BEHIND = re.compile(r"([ -]\n?)([A-Z])(?![A-Za-z0-9])")
 _SEPARATOR = re.compile(r"[^0-9A-Za-z]")
+_CROWDED = 0.02
+"""What a piece of a longer number makes of the odds."""
 _TIGHT = ("-", ".", "/")

@@ -14,8 +14,10 @@ from bisect import bisect
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from luthier.gate.private.reserved import without_pseudonyms
+from luthier.gate.private.reserved import pseudonyms
 
+GONE = "\f"
+"""Stands for what is replaced. It is white space, and no identifier goes on across it."""
 CERTAIN = 0.9
 """Confidence from which a span counts as validated when two overlap: an e-mail address has no check digit."""
 
@@ -48,27 +50,29 @@ class View(NamedTuple):
         return span._replace(start=self.places[span.start], end=self.places[span.end])
 
 
-def view(text: str) -> View:
-    """The text as the rules read it."""
-    if not text.isascii():
-        text = text.translate(_SAME)
-    text = without_pseudonyms(text)
-    if (text.isascii() and "\\" not in text) or not _ODD.search(text):
-        return View(text, _lower(text))
+def view(text: str, *, without: Iterable[Span] = ()) -> View:
+    """The text as the rules read it, with `GONE` for pseudonyms and for the spans `without`."""
+    plain = text if text.isascii() else text.translate(_SAME)
+    cuts = [(span.start, span.end, GONE) for span in without]
+    cuts += [(start, end, GONE) for start, end in pseudonyms(plain)]
+    if "\\" in plain or not text.isascii():
+        cuts += [(*found.span(), _meant(found.group())) for found in _ODD.finditer(plain)]
+    if not cuts:
+        return View(plain, _lower(plain))
     pieces: list[str] = []
     places: list[int] = []
     at = 0
-    for odd in _ODD.finditer(text):
-        pieces.append(text[at : odd.start()])
-        places.extend(range(at, odd.start()))
-        if meant := _meant(odd.group()):
-            pieces.append(meant)
-            places.append(odd.start())
-        at = odd.end()
-    pieces.append(text[at:])
-    places.extend(range(at, len(text) + 1))
-    plain = "".join(pieces)
-    return View(plain, _lower(plain), places)
+    for start, end, meant in sorted(cuts):
+        if start < at:
+            continue
+        pieces += plain[at:start], meant
+        places.extend(range(at, start))
+        places.extend([start] * len(meant))
+        at = end
+    pieces.append(plain[at:])
+    places.extend(range(at, len(plain) + 1))
+    seen = "".join(pieces)
+    return View(seen, _lower(seen), places)
 
 
 def settle(spans: Iterable[Span]) -> list[Span]:
@@ -83,8 +87,13 @@ def settle(spans: Iterable[Span]) -> list[Span]:
     return kept
 
 
-def _rank(span: Span) -> tuple[bool, int, float, int]:
-    return span.checked or span.confidence >= CERTAIN, span.end - span.start, span.confidence, -span.start
+def _rank(span: Span) -> tuple[bool, int, bool, float, int]:
+    certain = span.checked or span.confidence >= CERTAIN
+    return certain, span.end - span.start, span.kind in _GRAVE, span.confidence, -span.start
+
+
+_GRAVE = ("secret", "private_key")
+"""Kept where two spans are alike: an address with a password is more than an address."""
 
 
 def _lower(text: str) -> str:
