@@ -13,7 +13,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, NamedTuple
@@ -62,45 +63,57 @@ def audit(
     """
     sides: dict[Side, Sequence[str]] = {"train": files, "test": against}
     found, skipped = sources({side: names for side, names in sides.items() if names})
+    items = rows(found, policy, columns=columns, format=format, progress=reading_of(found, progress))
+    with look_through(chain(skipped, items), policy, out / WORK, found, workers=workers, progress=progress) as store:
+        return conclude(store, policy, out, found)
+
+
+def reading_of(found: Sequence[Source], progress: Progress | None) -> Callable[[int, int], None]:
+    """Tells of rows and bytes read: in kilobytes of all, or in rows where standard input has no known end."""
     total = size(found)
 
-    def reading(count: int, taken: int) -> None:
+    def tell(count: int, taken: int) -> None:
         if progress:
-            progress("reading rows", *((taken >> 10, total >> 10) if total else (count, None)))
+            progress("reading, KB", taken >> 10, total >> 10) if total else progress("reading, rows", count, None)
 
-    items = rows(found, policy, columns=columns, format=format, progress=reading)
-    return examine(chain_hits(skipped, items), policy, out, found=found, workers=workers, progress=progress)
-
-
-def chain_hits(hits: Iterable[Hit], items: Iterable[Row | Hit]) -> Iterator[Row | Hit]:
-    yield from hits
-    yield from items
+    return tell
 
 
-def examine(
+def look_through(
     items: Iterable[Row | Hit],
     policy: Policy,
-    out: Path,
-    *,
+    folder: Path,
     found: Sequence[Source] = (),
+    *,
     workers: int = 2,
     progress: Progress | None = None,
-) -> Audit:
-    """The audit of rows from wherever they come; `found` names the files of those that are no rows."""
-    began = time.monotonic()
-    with storage(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with write_store(items, out / WORK, policy, workers=workers) as store:
+) -> Store:
+    """Rows from wherever they come into a store at `folder`, with every hit in its table `placed`.
+
+    Args:
+        found: the files of hits that are about no row.
+    """
+    store = write_store(items, folder, policy, workers=workers)
+    try:
         for name, topic in set_rules().items():
             if progress:
                 progress(f"looking at {name}", 0, None)
             store.add(hit for hit in topic.look(store, policy) if policy.enabled(hit.rule))
         summary.place_hits(store, found)
-        entries = summary.findings(store, policy)
-        figures = summary.figures(store)
-        _export(store, out)
-    report = _report(entries, figures, found, policy)
-    report["work"] = {"seconds": round(time.monotonic() - began, 2), "memory_bytes": peak_memory()}
+    except BaseException:
+        store.remove()
+        raise
+    return store
+
+
+def conclude(store: Store, policy: Policy, out: Path, found: Sequence[Source] = ()) -> Audit:
+    """Findings and decision, written into `out`."""
+    entries = summary.findings(store, policy)
+    report = _report(entries, summary.figures(store), found, policy)
+    report["work"] = {"seconds": round(time.monotonic() - store.began, 2), "memory_bytes": peak_memory()}
+    with storage(out):
+        out.mkdir(parents=True, exist_ok=True)
+    _export(store, out)
     write_text(out / "policy.yaml", dump_policy(policy))
     write_json(out / "report.json", report)
     return Audit(report["decision"], summary.as_findings(entries), report)
@@ -132,6 +145,7 @@ def _report(entries: list[JSON], figures: JSON, found: Sequence[Source], policy:
         "policy": policy.name,
         "sources": [
             {
+                "prefix": source.prefix,
                 "file": source.file,
                 "side": source.side,
                 "sha256": source.sha256,

@@ -63,6 +63,13 @@ def sources(files: Mapping[Side, Sequence[str]]) -> tuple[list[Source], list[Hit
     return found, hits
 
 
+def place_of(row: str, found: Sequence[Source]) -> tuple[str, int]:
+    """File and line of a row's id."""
+    prefix, _, line = row.rpartition(":")
+    file = next((source.file for source in found if source.prefix == prefix), "")
+    return file, int(line.partition(".")[0] or 0)
+
+
 def _hash(name: str) -> str:
     try:
         return file_hash(Path(name))

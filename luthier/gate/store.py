@@ -11,6 +11,7 @@ It holds the rows' texts, is readable by its owner alone, and is removed when th
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -37,8 +38,11 @@ _HITS_AT_ONCE = 50_000
 class Store:
     """Opens a written store. As a context manager it removes the folder in the end."""
 
-    def __init__(self, folder: Path, *, threads: int = 2, memory: str = MEMORY) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, began: float, threads: int = 2, memory: str = MEMORY) -> None:
+        """Args:
+        began: when the audit did, on the clock of `time.monotonic`.
+        """
+        self.folder, self.began = folder, began
         self._hits = HitWriter(folder, "set")
         self.db = duckdb.connect(":memory:")
         quoted = str(folder).replace("'", "''")
@@ -57,7 +61,10 @@ class Store:
             self.db.execute(statement)
 
     def batches(self, sql: str, size: int = 10_000, parameters: Sequence[Any] = ()) -> Iterator[list[tuple[Any, ...]]]:
-        """The result of a query, `size` tuples at a time; other queries may run between them."""
+        """The result of a query, `size` tuples at a time; other queries may run between them.
+
+        It runs on a connection of its own, which sees tables and views, but not temporary ones.
+        """
         with self.db.cursor() as cursor:
             cursor.execute(sql, parameters)
             while rows := cursor.fetchmany(size):
@@ -75,15 +82,16 @@ class Store:
             self._hits.add(hit)
         self._hits.flush()
 
-    def close(self) -> None:
+    def remove(self) -> None:
+        """Closes the store and removes its folder."""
         self.db.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove()
 
 
 class HitWriter:
@@ -124,6 +132,7 @@ def write_store(
     Raises:
         StorageError: the disk is full.
     """
+    began = time.monotonic()
     with storage(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
@@ -146,7 +155,7 @@ def write_store(
         if number == 0:
             write_chunk([], policy, folder, first=0, number=0)
         unread.flush()
-        return Store(folder)
+        return Store(folder, began=began)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
