@@ -42,6 +42,15 @@ RULES: dict[str, Rule] = {
         "rows that differ in digits alone, where digits are at most `digits` of the characters and fewer than "
         "`mask_rows` rows are so alike. Errs on short texts, where one word can change the meaning.",
     ),
+    "paraphrase": Rule(
+        title="prompt in other words with the same answer",
+        why="Reworded or translated copies teach little that is new, and must not be split between train and test.",
+        remedy="Keep them on one side (split by group); drop them if they were not meant.",
+        severity="info",
+        thresholds={"words": 0.35, "words_long": 0.2, "long": 8},
+        about="The answers are equal and the sets of words of the prompts overlap (Jaccard) by `words`, `words_long` "
+        "where the answer has `long` words or more. Answers that more than 100 rows have are left out as commonplaces.",
+    ),
     "repeated_in_test": Rule(
         title="held-back row that stands twice",
         why="What is asked twice counts twice in the score, and the interval around it is too narrow.",
@@ -76,6 +85,9 @@ def look(store: Store, policy: Policy) -> Iterator[Hit]:
         yield from _near(store, policy)
         if policy.enabled("crowded"):
             yield from _crowded(store)
+    if policy.enabled("paraphrase"):
+        find_near(store)
+        yield from _paraphrases(store, policy)
     if policy.enabled("template"):
         yield from _templates(store, int(policy.number("template", "rows")))
 
@@ -170,9 +182,7 @@ def _graph(store: Store, policy: Policy) -> tuple[Mapping[int, list[_Member]], M
         "  SELECT list(DISTINCT rep) AS reps, min(row) AS row FROM rows JOIN twin USING (row)"
         "  GROUP BY side, labels, value, template_key HAVING count(DISTINCT rep) BETWEEN 2 AND $mask_rows - 1), "
         f"few AS (SELECT reps FROM masks JOIN rows USING (row) WHERE {_DIGITS_SHARE} <= $digits) "
-        "SELECT a, b, whole AS similarity FROM near JOIN rows x ON x.row = a JOIN rows y ON y.row = b "
-        "WHERE whole >= $similarity AND x.side = y.side"
-        "  AND x.labels IS NOT DISTINCT FROM y.labels AND x.value IS NOT DISTINCT FROM y.value "
+        "SELECT a, b, whole AS similarity FROM near WHERE whole >= $similarity AND peers "
         "UNION ALL SELECT x.rep, y.rep, NULL FROM few, unnest(reps) x(rep), unnest(reps) y(rep) WHERE x.rep < y.rep",
         {name: policy.number("near_duplicate", name) for name in ("similarity", "digits", "mask_rows")},
     )
@@ -198,6 +208,23 @@ def _graph(store: Store, policy: Policy) -> tuple[Mapping[int, list[_Member]], M
 _VERIFIED = "coalesce(lower(columns ->> '$.verified') IN ('true', 'yes', '1'), false)"
 _BEST = f"NOT {_VERIFIED}, length(answer) DESC, length(prompt) DESC, row_key, row"
 _DIGITS_SHARE = "1 - length(translate(prompt || answer, '0123456789', '')) / greatest(length(prompt || answer), 1)"
+
+
+def _paraphrases(store: Store, policy: Policy) -> Iterator[Hit]:
+    sql = (
+        "WITH pair AS (SELECT a, b, words FROM near WHERE answer AND peers AND whole < ? "
+        "  UNION ALL SELECT b, a, words FROM near WHERE answer AND peers AND whole < ?) "
+        "SELECT x.id, y.id, y.file || ':' || y.line, words FROM pair JOIN rows x ON x.row = a JOIN rows y ON y.row = b "
+        "WHERE words >= CASE WHEN len(string_split(x.answer, ' ')) >= ? THEN ? ELSE ? END "
+        "  AND (length(x.prompt), x.row_key) < (length(y.prompt), y.row_key) "
+        "QUALIFY row_number() OVER (PARTITION BY x.row ORDER BY words DESC, y.row_key, y.row) = 1"
+    )
+    near = policy.number("near_duplicate", "similarity")
+    words = [policy.number("paraphrase", name) for name in ("long", "words_long", "words")]
+    for batch in store.batches(sql, parameters=[near, near, *words]):
+        for row, other, place, overlap in batch:
+            seen = f"the answer and {100 * overlap:.0f}\u202f% of the words are those of {place}"
+            yield Hit("paraphrase", row, seen, score=overlap, other=other)
 
 
 def _templates(store: Store, rows: int) -> Iterator[Hit]:

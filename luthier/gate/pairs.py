@@ -2,9 +2,11 @@
 
     twin (row, rep)     what each row stands for: the first that asks the same words and has the same answer, labels,
                         number, side and system turns; so a thousand copies make no half a million pairs
-    near (a, b, asked, whole, words, answer)
+    near (a, b, asked, whole, words, answer, peers, system)
                         pairs of such first rows, a < b: the similarity of what they ask, of that with the answer, of
-                        their sets of words, and whether their answers are equal
+                        their sets of words; whether their answers are equal, whether side, labels and number are, and
+                        whether system turns are. (Here and not in later queries, because a join on such a column
+                        instead of the row number would be every row with every other.)
     crowd (row, size)   rows that stood for a bucket too full to compare all that is in it
 
 Candidates share a MinHash band of what they ask, or have equal answers that are no commonplace: so a prompt in other
@@ -40,7 +42,7 @@ _NEAR = arrow.schema(
     [
         *(("a", arrow.int64()), ("b", arrow.int64())),
         *((name, arrow.float64()) for name in ("asked", "whole", "words")),
-        ("answer", arrow.bool_()),
+        *((name, arrow.bool_()) for name in ("answer", "peers", "system")),
     ]
 )
 
@@ -109,42 +111,59 @@ class _Side(NamedTuple):
     row: int
     asked: str
     answer: str
-    answer_key: int
+
+
+class _Pair(NamedTuple):
+    a: _Side
+    b: _Side
+    answer: bool
+    peers: bool
+    system: bool
 
 
 def _verify(store: Store) -> None:
     parts = ", ".join(
         f"{x}.row, CASE WHEN {x}.prompt = '' THEN {x}.answer ELSE {x}.prompt[{x}.lead + 1:] END, "
-        f"CASE WHEN {x}.prompt = '' THEN '' ELSE {x}.answer END, {x}.answer_key"
+        f"CASE WHEN {x}.prompt = '' THEN '' ELSE {x}.answer END"
         for x in "xy"
     )
-    sql = f"SELECT {parts} FROM candidate JOIN rows x ON x.row = a JOIN rows y ON y.row = b"
+    equal = (
+        "x.answer_key = y.answer_key AND x.answer <> '' AND x.prompt <> '', "
+        "x.side = y.side AND x.labels IS NOT DISTINCT FROM y.labels AND x.value IS NOT DISTINCT FROM y.value, "
+        "x.prompt[:x.lead] = y.prompt[:y.lead]"
+    )
+    sql = f"SELECT {parts}, {equal} FROM candidate JOIN rows x ON x.row = a JOIN rows y ON y.row = b"
     found = [
-        _verified([(_Side(*pair[:4]), _Side(*pair[4:])) for pair in batch]) for batch in store.batches(sql, _BATCH)
+        _verified([_Pair(_Side(*pair[:3]), _Side(*pair[3:6]), *pair[6:]) for pair in batch])
+        for batch in store.batches(sql, _BATCH)
     ]
     store.db.register("incoming", arrow.concat_tables([_NEAR.empty_table(), *found]))
     store.db.execute("CREATE TABLE near AS FROM incoming")
     store.db.unregister("incoming")
 
 
-def _verified(batch: Sequence[tuple[_Side, _Side]]) -> arrow.Table:
+def _verified(batch: Sequence[_Pair]) -> arrow.Table:
     asked: dict[int, str] = {}
     whole: dict[int, str] = {}
     for pair in batch:
-        for side in pair:
+        for side in (pair.a, pair.b):
             if side.row not in asked:
                 asked[side.row] = bare(normal(side.asked))
                 whole[side.row] = f"{asked[side.row]} {bare(normal(side.answer))}" if side.answer else asked[side.row]
     place = {row: index for index, row in enumerate(asked)}
-    pair_P2 = np.array([(place[a.row], place[b.row]) for a, b in batch], dtype=np.int64)
+    pair_P2 = np.array([(place[pair.a.row], place[pair.b.row]) for pair in batch], dtype=np.int64)
     sets = [frozenset(form.split(" ")) for form in asked.values()]
-    same_P = np.array([a.answer_key == b.answer_key and a.answer != "" for a, b in batch])
+    same_P = np.array([pair.answer for pair in batch])
     words_P = np.array([_overlap(sets[a], sets[b]) for a, b in pair_P2.tolist()])
     asked_P = similarities(list(asked.values()), pair_P2)
     whole_P = similarities(list(whole.values()), pair_P2)
     kept = np.flatnonzero((asked_P >= LOWEST) | (whole_P >= LOWEST) | (same_P & (words_P >= LOWEST_WORDS)))
-    rows = [np.array([pair[side].row for pair in batch])[kept] for side in (0, 1)]
-    columns = [*rows, asked_P[kept], whole_P[kept], words_P[kept], same_P[kept]]
+    pairs = [batch[i] for i in kept.tolist()]
+    columns = [
+        *([pair.a.row for pair in pairs], [pair.b.row for pair in pairs]),
+        *(asked_P[kept], whole_P[kept], words_P[kept]),
+        *([pair.answer for pair in pairs], [pair.peers for pair in pairs], [pair.system for pair in pairs]),
+    ]
     return arrow.table(dict(zip(_NEAR.names, columns, strict=True)), schema=_NEAR)
 
 

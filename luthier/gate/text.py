@@ -5,7 +5,8 @@
     bare       the normal form without punctuation          dont ask été 3.5 mg
     template   the bare form, each run of digits as 0       dont ask été 0.0 mg
 
-Punctuation that changes a number stays: 3.5 is not 35, -5 not 5, 12:30 not 12 30. Symbols stay too: 👍 is not 👎.
+Punctuation that changes a number stays: 3.5 is not 35, -5 not 5, 12:30 not 12 30. Symbols stay too: 👍 is not 👎; but
+signs of currencies go.
 """
 
 from __future__ import annotations
@@ -202,10 +203,17 @@ def _characters(texts: Sequence[tuple[str, bool]]) -> tuple[NDArray[np.int64], H
 def _runs(texts: Sequence[Sequence[str]], width: int) -> tuple[NDArray[np.int64], Hashes]:
     length = np.array([len(words) for words in texts], dtype=np.int64)
     word_W = np.fromiter((_WORDS[word] for words in texts for word in words), np.uint64, int(length.sum()))
-    count = length - width + 1
+    count = np.maximum(length - width + 1, 0)
     _, at_S = spread(np.cumsum(length) - length, count)
-    hash_S = sum((word_W[at_S + i] * _ODD[i] for i in range(width)), np.zeros(len(at_S), np.uint64))
+    hash_S = np.zeros(len(at_S), np.uint64)
+    for i in range(width):
+        hash_S = hash_S * _ODD[0] + word_W[at_S + i]
     return np.concatenate(([0], np.cumsum(count))), mix(hash_S)
+
+
+def runs(forms: Sequence[str], width: int) -> tuple[NDArray[np.int64], Hashes]:
+    """Hashes of all runs of `width` words of texts, end to end, and where those of each begin, and the last end."""
+    return _runs([form.split(" ") for form in forms], width)
 
 
 class _Words(dict[str, int]):
@@ -220,7 +228,7 @@ class _Words(dict[str, int]):
 
 _WORDS = _Words()
 _ODD = np.array(
-    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F],
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93],
     dtype=np.uint64,
 )
 """Odd 64-bit numbers without pattern."""
@@ -247,7 +255,8 @@ _UNSPACED = re.compile(
 def _punctuation() -> re.Pattern[str]:
     """Runs of punctuation, but not the marks within or before a number. One character class stands in front, so that
     the search skips to it. Ancient scripts beyond U+FFFF have punctuation of their own, which stays."""
-    marks = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c)[0] == "P" and c not in "%‰")
+    kinds = ("Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "Sc")
+    marks = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c) in kinds and c not in "%‰")
     mark = f"[{re.escape(marks)}|`^~<>=]"
     return re.compile(rf"{mark}(?:{mark}*(?!\d)|(?<!-)(?<!\d.))", re.DOTALL)
 
