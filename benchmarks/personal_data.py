@@ -80,12 +80,12 @@ def main() -> None:
     if arguments.inside:
         print(json.dumps(_inside(texts, arguments.model)))
         return
-    began = time.perf_counter()
+    began = time.process_time()
     # Ages of any number, since the texts mark them all.
     ours = [[(s.kind, s.start, s.end) for s in find(text, oldest=0)] for text in texts]
-    microseconds = (time.perf_counter() - began) / len(texts) * 1e6
+    microseconds = (time.process_time() - began) / len(texts) * 1e6
     columns = {"ours": scores(labels, ours, lambda kind: kind.ours)}
-    notes = [f"Ours took {microseconds:.0f} µs a text of {sum(map(len, texts)) // len(texts)} characters."]
+    notes = [f"Ours took {microseconds:.0f} µs of CPU time a text of {sum(map(len, texts)) // len(texts)} characters."]
     if arguments.presidio:
         theirs = _presidio(arguments)
         for name, least in (("Presidio", 0.0), ("Presidio from 0.5", 0.5)):
@@ -94,8 +94,8 @@ def main() -> None:
         columns["ours with its names"] = scores(labels, theirs["merged"], lambda kind: kind.ours)
         notes.append(
             f"Presidio {theirs['version']} with {theirs['model']}, all of its English recognisers, took "
-            f"{theirs['milliseconds']:.1f} ms a text. It reports ages as DATE_TIME and the domains of e-mail addresses "
-            "as URL, which counts against its precision there. Its larger models are better at names."
+            f"{theirs['milliseconds']:.1f} ms of CPU time a text. It reports ages as DATE_TIME and the domains of "
+            "e-mail addresses as URL, which counts against its precision there. Its larger models are better at names."
         )
     page = _page(columns, labels, notes)
     print(page)
@@ -142,11 +142,11 @@ def _inside(texts: Sequence[str], model: str | None) -> dict[str, Any]:
     from importlib.metadata import version
 
     engine = presidio.analyzer(model)
-    began = time.perf_counter()
+    began = time.process_time()
     raw = [
         [(r.entity_type, r.start, r.end, r.score) for r in engine.analyze(text=text, language="en")] for text in texts
     ]
-    milliseconds = (time.perf_counter() - began) / len(texts) * 1e3
+    milliseconds = (time.process_time() - began) / len(texts) * 1e3
 
     people = {
         text: [Span("person_name", a, b, score) for kind, a, b, score in row if kind == "PERSON"]
@@ -193,12 +193,20 @@ def _page(columns: Mapping[str, Mapping[str, Score]], labels: Sequence[Sequence[
             cells = [_cell(column.get(kind.label), how) for column in columns.values()]
             parts.append(f"| {kind.label} | {counts[kind.label]} | {' | '.join(cells)} |")
         parts.append("")
+    parts += ["## How far these figures go", "", _DEVELOPED, ""]
     parts += ["## Labels to read with care", ""]
     parts += [f"- {kind.label}: {kind.sound}" for kind in KINDS if kind.sound]
     parts += ["", "## What is not found without a recogniser of names", "", _UNSEEN, ""]
     return "\n".join(parts)
 
 
+_DEVELOPED = (
+    "Our rules were developed on these very texts: their misses were read, and rules and words near a number were "
+    "added. Presidio was not tuned to them by us. The texts are a few dozen templates filled in, so a phrase that is "
+    "known counts many times. Expect less on your own texts, above all for phone numbers, ages and addresses, which go "
+    "by words; what has a check digit depends least on it. `generated_small.json` of the same makers is no test either: "
+    "88 of its 100 texts fill the same templates."
+)
 _UNSEEN = (
     "Names that nothing announces (most of PERSON), towns and countries (GPE), organisations, nationalities and "
     "occupations: no form tells them from other words. Post codes behind a town, years and weekdays alone are left too."
