@@ -203,9 +203,9 @@ def _page(columns: Mapping[str, Mapping[str, Score]], labels: Sequence[Sequence[
 _DEVELOPED = (
     "Our rules were developed on these very texts: their misses were read, and rules and words near a number were "
     "added. Presidio was not tuned to them by us. The texts are a few dozen templates filled in, so a phrase that is "
-    "known counts many times. Expect less on your own texts, above all for phone numbers, ages and addresses, which go "
-    "by words; what has a check digit depends least on it. `generated_small.json` of the same makers is no test either: "
-    "88 of its 100 texts fill the same templates."
+    "known counts many times. Expect less on your own texts, above all for phone numbers, ages and addresses, which "
+    "go by words; what has a check digit depends least on it. `generated_small.json` of the same makers is no test "
+    "either: 88 of its 100 texts fill the same templates."
 )
 _UNSEEN = (
     "Names that nothing announces (most of PERSON), towns and countries (GPE), organisations, nationalities and "
