@@ -34,6 +34,10 @@ Against = Annotated[
     list[str] | None,
     typer.Option("--against", metavar="FILE", help="Test rows, which must not be trained on. May be repeated."),
 ]
+Benchmarks = Annotated[
+    list[str] | None,
+    typer.Option("--benchmark", metavar="FILE", help="Texts that must not be trained on. May be repeated."),
+]
 Workers = Annotated[
     int, typer.Option("--workers", metavar="N", min=0, help="Processes that look at rows; the result is the same.")
 ]
@@ -53,6 +57,7 @@ def audit(
     files: Files,
     policy: PolicyName = "default",
     against: Against = None,
+    benchmark: Benchmarks = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where the report goes. Left out: a new one under audits/."),
@@ -73,7 +78,13 @@ def audit(
 
         folder = out or _new(files[0])
         done = stage.audit(
-            files, load_policy(policy), folder, against=against or (), workers=workers, progress=_teller(tell)
+            files,
+            load_policy(policy),
+            folder,
+            against=against or (),
+            benchmarks=benchmark or (),
+            workers=workers,
+            progress=_teller(tell),
         )
         page = write_page(folder)
     if json:

@@ -13,13 +13,13 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from luthier.gate import summary
+from luthier.gate import balance, duplicates, fit, leakage, noise, poison, provenance, summary
+from luthier.gate.contamination import Reference
 from luthier.gate.policy import Policy, dump_policy
 from luthier.gate.reading import Source, rows, size, sources
 from luthier.gate.rows import Hit, Row
@@ -32,6 +32,7 @@ from luthier.types import JSON, Finding, Side
 Decision = Literal["pass", "warnings", "blocked"]
 Progress = Callable[[str, int, int | None], None]
 """Called with what is done, how much of it, and of how much."""
+Given = Mapping[str, Mapping[str, Callable[[Store, Policy], Any]]]
 WORK = ".work"
 EXIT = {"pass": 0, "warnings": 0, "blocked": 1}
 
@@ -48,6 +49,8 @@ def audit(
     out: Path,
     *,
     against: Sequence[str] = (),
+    benchmarks: Sequence[str] = (),
+    given: Given | None = None,
     columns: Columns | None = None,
     format: Format | None = None,
     workers: int = 2,
@@ -57,6 +60,8 @@ def audit(
 
     Args:
         against: files of the test side; rows of `files` must not stand there as well.
+        benchmarks: files whose texts must not be trained on.
+        given: as for `look_through`.
 
     Raises:
         DataError: a file is missing or holds no rows, or what they mean cannot be told.
@@ -64,8 +69,19 @@ def audit(
     sides: dict[Side, Sequence[str]] = {"train": files, "test": against}
     found, skipped = sources({side: names for side, names in sides.items() if names})
     items = rows(found, policy, columns=columns, format=format, progress=reading_of(found, progress))
-    with look_through(chain(skipped, items), policy, out / WORK, found, workers=workers, progress=progress) as store:
+    given = {**(given or {}), "leakage": {"against": lambda *_: references(benchmarks, policy)}}
+    with look_through(
+        chain(skipped, items), policy, out / WORK, found, workers=workers, given=given, progress=progress
+    ) as store:
         return conclude(store, policy, out, found)
+
+
+def references(files: Sequence[str], policy: Policy) -> Iterator[Reference]:
+    """The texts of benchmarks, with their places."""
+    found, _ = sources({"test": files}) if files else ([], [])
+    for item in rows(found, policy):
+        if isinstance(item, Row):
+            yield Reference(f"{item.file}:{item.line}", f"{item.prompt}\n{item.answer}".strip())
 
 
 def reading_of(found: Sequence[Source], progress: Progress | None) -> Callable[[int, int], None]:
@@ -86,19 +102,22 @@ def look_through(
     found: Sequence[Source] = (),
     *,
     workers: int = 2,
+    given: Given | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Rows from wherever they come into a store at `folder`, with every hit in its table `placed`.
 
     Args:
         found: the files of hits that are about no row.
+        given: topic -> argument of its `look` -> what makes it, of store and policy.
     """
     store = write_store(items, folder, policy, workers=workers)
     try:
-        for name, topic in set_rules().items():
+        for name, look in SET_RULES.items():
             if progress:
                 progress(f"looking at {name}", 0, None)
-            store.add(hit for hit in topic.look(store, policy) if policy.enabled(hit.rule))
+            more = {key: made(store, policy) for key, made in (given or {}).get(name, {}).items()}
+            store.add(hit for hit in look(store, policy, **more) if policy.enabled(hit.rule))
         summary.place_hits(store, found)
     except BaseException:
         store.remove()
@@ -119,14 +138,16 @@ def conclude(store: Store, policy: Policy, out: Path, found: Sequence[Source] = 
     return Audit(report["decision"], summary.as_findings(entries), report)
 
 
-def set_rules() -> Mapping[str, ModuleType]:
-    """Topics that look at the set as a whole, in the order in which they do."""
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    names = ("duplicates", "leakage", "noise", "poison", "balance", "fit", "provenance")
-    found = {name: import_module(f"luthier.gate.{name}") for name in names if find_spec(f"luthier.gate.{name}")}
-    return {name: module for name, module in found.items() if hasattr(module, "look")}
+SET_RULES: Mapping[str, Callable[..., Iterator[Hit]]] = {
+    "duplicates": duplicates.look,
+    "leakage": leakage.look,
+    "noise": noise.look,
+    "poison": poison.look,
+    "balance": balance.look,
+    "fit": fit.look,
+    "provenance": provenance.look,
+}
+"""Topics that look at the set as a whole, in the order in which they do."""
 
 
 def decide(entries: Iterable[JSON]) -> Decision:

@@ -55,18 +55,21 @@ def sources(files: Mapping[Side, Sequence[str]]) -> tuple[list[Source], list[Hit
     for side, names in files.items():
         files_of_side = find(names)
         for name in files_of_side.files:
-            whole = "" if name == STDIN else _hash(name)
-            alike = sum(source.sha256 == whole for source in found)
-            prefix = (whole[:8] or STDIN) + (f"-{alike + 1}" if alike else "")
-            found.append(Source(prefix, name, side, whole))
+            found.append(source(name, side, "" if name == STDIN else _hash(name), found))
         hits += [Hit("skipped_file", "", f"{name} is not read as data") for name in files_of_side.skipped]
     return found, hits
+
+
+def source(file: str, side: Side, sha256: str, others: Sequence[Source]) -> Source:
+    """A file whose rows have other ids than those of `others`, also where it is a copy of one of them."""
+    alike = sum(other.sha256 == sha256 for other in others)
+    return Source((sha256[:8] or STDIN) + (f"-{alike + 1}" if alike else ""), file, side, sha256)
 
 
 def place_of(row: str, found: Sequence[Source]) -> tuple[str, int]:
     """File and line of a row's id."""
     prefix, _, line = row.rpartition(":")
-    file = next((source.file for source in found if source.prefix == prefix), "")
+    file = next((one.file for one in found if one.prefix == prefix), "")
     return file, int(line.partition(".")[0] or 0)
 
 
@@ -80,7 +83,7 @@ def _hash(name: str) -> str:
 
 def size(found: Sequence[Source]) -> int | None:
     """Bytes of all files; None where standard input is among them."""
-    return None if any(not source.sha256 for source in found) else sum(os.path.getsize(s.file) for s in found)
+    return None if any(not one.sha256 for one in found) else sum(os.path.getsize(s.file) for s in found)
 
 
 def rows(
@@ -114,9 +117,9 @@ def examples(
     """As `rows`, before the rows lose their form."""
     unpacking = Unpacking(policy.number("packed_too_far", "ratio"), 1e9 * policy.number("packed_too_far", "gigabytes"))
     count, bytes_before = 0, 0
-    for source in found:
-        with DataFile(source.file, unpacking) as file:
-            for item in _of_file(source, file, columns or Columns(), format):
+    for one in found:
+        with DataFile(one.file, unpacking) as file:
+            for item in _of_file(one, file, columns or Columns(), format):
                 yield item
                 count += 1
                 if progress and count % PROGRESS_ROWS == 0:
@@ -158,10 +161,10 @@ class _Taken:
 
     def __init__(self, source: Source, detection: Detection | None) -> None:
         self.source, self.detection = source, detection
-        self._line, self._again = 0, 0
+        self._ids = Ids(source.prefix)
 
     def item(self, record: Record) -> Place | Hit:
-        id = self._id(record.line)
+        id = self._ids.next(record.line)
         if record.problem is not None:
             return Hit("bad_row", id, str(record.problem))
         assert self.detection is not None, "a row without a problem was detected from"
@@ -171,8 +174,15 @@ class _Taken:
             return Hit("bad_row", id, str(problem))
         return Place(id, example, self.source.side)
 
-    def _id(self, line: int) -> str:
-        """Several documents of plain text can begin in one line."""
+
+class Ids:
+    """The ids of one file's rows in their order. Several documents of plain text can begin in one line."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._line, self._again = 0, 0
+
+    def next(self, line: int) -> str:
         self._again = self._again + 1 if line == self._line else 0
         self._line = line
-        return f"{self.source.prefix}:{line}" + (f".{self._again + 1}" if self._again else "")
+        return f"{self._prefix}:{line}" + (f".{self._again + 1}" if self._again else "")

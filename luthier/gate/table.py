@@ -10,11 +10,19 @@ from luthier.gate.rules import Rule
 @cache
 def rules() -> dict[str, Rule]:
     """Put together when it is first asked for: the topics need policies, and policies this table."""
-    from importlib import import_module
-    from importlib.util import find_spec
+    from luthier.gate import (
+        balance,
+        duplicates,
+        fit,
+        form,
+        hidden,
+        intake,
+        leakage,
+        noise,
+        poison,
+        private,
+        provenance,
+    )
 
-    found: dict[str, Rule] = {}
-    for topic in "intake form hidden private duplicates leakage noise poison balance fit provenance".split():
-        if find_spec(f"luthier.gate.{topic}"):
-            found |= getattr(import_module(f"luthier.gate.{topic}"), "RULES", {})
-    return found
+    topics = (intake, form, hidden, private, duplicates, leakage, noise, poison, balance, fit, provenance)
+    return {name: rule for topic in topics for name, rule in topic.RULES.items()}

@@ -24,6 +24,7 @@ from luthier.runs.wording import (
     OBJECTIVES,
     adapter,
     expectation,
+    gate_sentence,
     headline,
     is_adapter,
     limits,
@@ -156,6 +157,7 @@ def _data(record: RunRecord) -> JSON:
         "sides": [sides[side] for side in SIDES if side in sides],
         "files": record.manifest.get("data", []),
         "findings": findings,
+        "gate": gate_sentence(record),
     }
 
 
