@@ -4,6 +4,7 @@
     ├── InputError                    2   what was given is wrong
     │   ├── RecipeError                   the recipe
     │   ├── DataError                     a data file or its rows
+    │   ├── PolicyError                   a policy of the data gate
     │   └── ModelError                    a model, an adapter, a tokenizer or a template
     ├── OutOfMemory                   3   the machine has less memory than the work needs
     ├── NotFinite                     4   a loss or gradient that is no number; nothing was updated
@@ -51,6 +52,10 @@ class RecipeError(InputError):
 
 class DataError(InputError):
     """A data file cannot be read, or rows in it cannot be used."""
+
+
+class PolicyError(InputError):
+    """A policy of the data gate cannot be found, or names a rule or a value that cannot be."""
 
 
 class ModelError(InputError):

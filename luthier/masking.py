@@ -12,6 +12,32 @@ import re
 from collections.abc import Callable
 
 Match = re.Match[str]
+
+PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----.*?(?:-----END [A-Z0-9 ]{0,60}-----|(?=\\?\")|\Z)", re.S
+)
+_REST = r"(?:[^\s\"\\]*[^\s.,;:!?)\]}'\"\\])?"
+"""The rest of an address, without the punctuation of the sentence around it; a quotation mark ends it."""
+URL_WITH_PASSWORD = re.compile(
+    r"\b[A-Za-z][\w+.-]{0,20}://[^\s/@:]{0,200}:[^\s/@]{1,200}@" + _REST + "|"
+    r"(?i:\bhttps?://[^\s?#]{1,1000}[?#](?:[^\s=&]{0,100}=[^\s=&]{0,300}&){0,20}"
+    r"(?:access_token|auth_token|token|api_?key|key|password|passwd|pwd|secret|signature|sig)=" + _REST + ")"
+)
+SECRET = re.compile(
+    r"\b(?:"
+    r"(?:sk|pk|rk)[-_][\w-]{16,}"
+    r"|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{20,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}|xox[abeoprs]-[\w-]{10,}|xapp-[\w-]{20,}"
+    r"|whsec_\w{20,}|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{40,}|dop_v1_[0-9a-f]{40,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"
+    r"|SG\.[\w-]{16,}\.[\w-]{16,}"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"
+    r")|(?i:(?<=bearer )[\w.~+/-]{20,}=*)"
+)
+"""Keys of services by their prefixes, JSON web tokens, and what follows `Bearer`."""
+EMAIL = re.compile(r"(?<![\w.+%'-])[\w.+%'-]+@[\w-]+(?:\.[\w-]+)+")
+IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
+IPV6 = re.compile(r"(?<![\w:])(?=[A-Fa-f:]*\d)[\dA-Fa-f]{0,4}:[\dA-Fa-f:]{1,38}(?:\.\d+){0,3}(?![\w:])")
+"""As `IPV4`, the form alone: `ipaddress` decides."""
 FEWEST_DIGITS = 7
 """Of a number that is masked."""
 
@@ -52,17 +78,11 @@ _KEPT = "|".join(
 )
 _BRACKETS = r"(?:\(\d{1,5}\)[ \t/-]?)?"
 _BETWEEN = r"(?:\.|[ \t\u00a0]?[/–‑-][ \t]?|[ \t\u00a0]{1,2})?"
-_NUMBER = re.compile(
-    rf"(?<![\w.,])(?P<kept>{_KEPT})|(?<!\w)(?P<phone>\+?{_BRACKETS}\d(?:{_BETWEEN}{_BRACKETS}\d){{3,}}(?!\w))"
+NUMBER = re.compile(
+    rf"(?<![\w.,])(?P<kept>{_KEPT})"
+    rf"|(?<!\w)(?P<phone>\+?{_BRACKETS}\d(?:{_BETWEEN}{_BRACKETS}\d){{3,}}(?: ?(?:x|ext\.?) ?\d{{1,6}})?(?!\w))"
 )
-_SECRET = re.compile(
-    r"\b(?:"
-    r"(?:sk|pk|rk)[-_][\w-]{16,}"
-    r"|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{20,}"
-    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}|xox[abeoprs]-[\w-]{10,}"
-    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"
-    r")|(?i:(?<=bearer )[\w.~+/-]{20,}=*)"
-)
+"""What looks like a number: `kept` where it is a date, a price or the like, else `phone`, perhaps with an extension."""
 
 
 def _number(match: Match) -> str:
@@ -76,20 +96,23 @@ def _number(match: Match) -> str:
     # A row of small numbers is no telephone number, unless it is dialled: 06 12 34 56 78.
     if max(map(len, groups)) < 3 and found[0] not in "+(0":
         return found
-    return "⟨card-number⟩" if 13 <= len(digits) <= 19 and _luhn(digits) else "⟨phone⟩"
+    return "⟨card-number⟩" if 13 <= len(digits) <= 19 and luhn(digits) else "⟨phone⟩"
 
 
-def _luhn(digits: str) -> bool:
-    """The check digit of card numbers (ISO/IEC 7812-1)."""
+def luhn(digits: str) -> bool:
+    """The check digit of card numbers (ISO/IEC 7812-1). One of ten random numbers passes."""
     odd, even = digits[-1::-2], digits[-2::-2]
     return (sum(map(int, odd)) + sum(sum(divmod(2 * int(d), 10)) for d in even)) % 10 == 0
 
 
+def mod97(text: str) -> bool:
+    """The two check digits of ISO 7064: read with letters as 10 to 35, the number leaves 1 when divided by 97."""
+    return int("".join(str(int(c, 36)) for c in text)) % 97 == 1
+
+
 def _iban(match: Match) -> str:
-    """Checks the two digits of ISO 13616: the rearranged number leaves 1 when divided by 97."""
     plain = match.group().replace(" ", "")
-    rearranged = "".join(str(int(c, 36)) for c in plain[4:] + plain[:4])
-    return "⟨IBAN⟩" if int(rearranged) % 97 == 1 else match.group()
+    return "⟨IBAN⟩" if mod97(plain[4:] + plain[:4]) else match.group()
 
 
 def _address(match: Match) -> str:
@@ -100,32 +123,13 @@ def _address(match: Match) -> str:
     return "⟨IP-address⟩"
 
 
-_REST = r"(?:\S*[^\s.,;:!?)\]}'\"])?"
-"""The rest of an address, without the punctuation of the sentence around it."""
-
 _RULES: tuple[tuple[re.Pattern[str], str | Callable[[Match], str]], ...] = (
-    (
-        re.compile(
-            r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----.*?(?:-----END [A-Z0-9 ]{0,60}-----|\Z)", re.S
-        ),
-        "⟨private-key⟩",
-    ),
-    (re.compile(r"\b[A-Za-z][\w+.-]{0,20}://[^\s/@:]{0,200}:[^\s/@]{1,200}@" + _REST), "⟨URL-with-password⟩"),
-    (
-        re.compile(
-            r"\bhttps?://[^\s?#]{1,1000}[?#](?:[^\s=&]{0,100}=[^\s=&]{0,300}&){0,20}"
-            r"(?:access_token|auth_token|token|api_?key|key|password|passwd|pwd|secret|signature|sig)=" + _REST,
-            re.I,
-        ),
-        "⟨URL-with-password⟩",
-    ),
-    (_SECRET, "⟨secret⟩"),
-    (re.compile(r"(?<![\w.+%'-])[\w.+%'-]+@[\w-]+(?:\.[\w-]+)+"), "⟨e-mail⟩"),
+    (PRIVATE_KEY, "⟨private-key⟩"),
+    (URL_WITH_PASSWORD, "⟨URL-with-password⟩"),
+    (SECRET, "⟨secret⟩"),
+    (EMAIL, "⟨e-mail⟩"),
     (re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _iban),
-    (re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)"), _address),
-    (
-        re.compile(r"(?<![\w:])(?=[A-Fa-f:]*\d)[\dA-Fa-f]{0,4}:[\dA-Fa-f:]{1,38}(?:\.\d+){0,3}(?![\w:])"),
-        _address,
-    ),
-    (_NUMBER, _number),
+    (IPV4, _address),
+    (IPV6, _address),
+    (NUMBER, _number),
 )

@@ -100,6 +100,8 @@ class Finding:
     """`file:line` of each row concerned."""
     count: int = 0
     """How many rows are concerned; 0 when the finding is not about rows."""
+    share: float = 0.0
+    """`count` as a share of all rows; 0 where that is not known."""
 
     def as_dict(self) -> JSON:
         return {
@@ -109,6 +111,7 @@ class Finding:
             "remedy": self.remedy,
             "examples": list(self.examples),
             "count": self.count,
+            "share": self.share,
         }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli import chat, check, demo, evaluate, export, init, plan, prove, resume, runs, show, tune
+from luthier.cli import chat, check, data, demo, evaluate, export, init, plan, prove, resume, runs, show, tune
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo.demo,
@@ -56,4 +56,5 @@ def build() -> typer.Typer:
     app.callback()(_root)
     for name, verb in VERBS.items():
         app.command(name)(verb)
+    app.add_typer(data.app, name="data")
     return app

@@ -94,11 +94,15 @@ def _verbs() -> Iterator[str]:
     yield from _about(command)
     yield from _options(command)
     for name, verb in command.commands.items():
-        yield ""
-        yield f"## luthier {name}"
-        yield ""
-        yield from _about(verb)
-        yield from _options(verb)
+        yield from _verb(f"luthier {name}", verb)
+
+
+def _verb(name: str, verb: Any) -> Iterator[str]:
+    yield from ("", f"## {name}", "")
+    yield from _about(verb)
+    yield from _options(verb)
+    for below, command in getattr(verb, "commands", {}).items():
+        yield from _verb(f"{name} {below}", command)
 
 
 def _about(command: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from luthier.data import turns
@@ -103,6 +104,21 @@ FORMATS: dict[str, Callable[[Record, Columns], Example]] = {
     "regression": regression,
     "text": text,
 }
+
+
+def rehashed(example: Example) -> Example:
+    """The example with the hash of what it says now. `rehashed(example) == example` for one that was just read."""
+    meaning: JSON
+    if isinstance(example, Conversation):
+        turns_ = [[m.role, m.content, m.weight, m.extra] for m in example.messages]
+        meaning = {"messages": turns_, "tools": example.tools}
+    elif isinstance(example, Text):
+        meaning = {"text": example.text}
+    elif example.value is None:
+        meaning = {"text": example.text, "labels": list(example.labels)}
+    else:
+        meaning = {"text": example.text, "value": example.value}
+    return replace(example, provenance=replace(example.provenance, hash=digest(meaning)))
 
 
 def split_key(example: Example) -> str:

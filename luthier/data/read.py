@@ -181,20 +181,37 @@ def _missing(path: str) -> DataError:
     return DataError("there is no such file", where=path, do=do)
 
 
+class Unpacking(NamedTuple):
+    """How far a gzip file may unpack: a few kilobytes can fill a disk. Text seldom shrinks more than thirtyfold."""
+
+    ratio: float = 200.0
+    """Times its own bytes, once it has given `FREE_BYTES`."""
+    largest_bytes: float = 500e9
+
+
+FREE_BYTES = 64 << 20
+
+
+class PackedTooFar(DataError):
+    """A gzip file unpacks to far more than it holds."""
+
+
 class DataFile:
     """One open file: its kind, its records, and its SHA-256 as it stands on disk."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, unpacking: Unpacking | None = None) -> None:
         """Opens the file and finds out what kind it is.
 
         Raises:
             DataError: it cannot be opened, is empty, or is no data.
         """
         self.name = name
+        self._unpacking = unpacking or Unpacking()
         self._open: list[IO[bytes]] = []
         self._hash = hashlib.sha256()
         try:
-            self._raw = io.BufferedReader(_Hashing(self._opened(), self._hash), 1 << 20)
+            self._source = _Hashing(self._opened(), self._hash)
+            self._raw = io.BufferedReader(self._source, 1 << 20)
             self._open.append(self._raw)
             self.kind, self._stream = self._sniffed()
         except BaseException:
@@ -219,6 +236,11 @@ class DataFile:
         if count == 0:
             do = "write rows below the header" if self.kind in ("csv", "tsv") else "put rows into it, or leave it out"
             raise DataError("this file holds no rows", where=self.name, do=do)
+
+    @property
+    def taken(self) -> int:
+        """Bytes of the file that were read so far."""
+        return self._source.count
 
     def sha256(self) -> str:
         """Hex digest of the file's bytes; reads on to the end where the records were not all taken."""
@@ -264,7 +286,8 @@ class DataFile:
                     "the name ends in .gz, but it is no gzip file", "rename it, or compress it with gzip"
                 )
             if head.startswith(_GZIP):
-                unpacked = io.BufferedReader(gzip.GzipFile(fileobj=self._raw), 1 << 20)
+                within = _Within(gzip.GzipFile(fileobj=self._raw), self._source, self._unpacking, self.name)
+                unpacked = io.BufferedReader(within, 1 << 20)
                 self._open.append(unpacked)
                 stream, head = unpacked, unpacked.peek(_HEAD_BYTES)
                 if not head:
@@ -332,6 +355,7 @@ class _Hashing(io.RawIOBase):
 
     def __init__(self, stream: Any, digest: Any) -> None:
         self._stream, self._digest = stream, digest
+        self.count = 0
 
     def readable(self) -> bool:
         return True
@@ -339,6 +363,31 @@ class _Hashing(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = int(self._stream.readinto(buffer) or 0)
         self._digest.update(memoryview(buffer)[:count])
+        self.count += count
+        return count
+
+
+class _Within(io.RawIOBase):
+    """Passes unpacked bytes on until there are too many of them."""
+
+    def __init__(self, stream: Any, source: _Hashing, most: Unpacking, name: str) -> None:
+        self._stream, self._source, self._most, self._name = stream, source, most, name
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._stream.readinto(buffer) or 0)
+        self._count += count
+        ratio = self._count / max(self._source.count, 1)
+        if self._count > self._most.largest_bytes or (self._count > FREE_BYTES and ratio > self._most.ratio):
+            raise PackedTooFar(
+                "this gzip file unpacks to far more than it holds",
+                where=self._name,
+                got=f"{self._count:,} bytes from {self._source.count:,}, and more to come",
+                do="look at what made it; if it is meant, unpack it and give the plain file",
+            )
         return count
 
 

@@ -18,6 +18,7 @@ from luthier.runs.wording import (
     OBJECTIVES,
     adapter,
     expectation,
+    gate_sentence,
     headline,
     is_adapter,
     is_head,
@@ -206,7 +207,7 @@ def _data(record: RunRecord) -> list[str]:
         for side in sides
     ]
     table = ["| file | used for | rows | bad rows | SHA-256 |", "|---|---|--:|--:|---|", *files] if files else []
-    return [*table, *([""] if table and counts else []), *counts] or ["Not recorded."]
+    return [*table, *([""] if table else []), *counts, *([""] if counts else []), gate_sentence(record)]
 
 
 def _training(record: RunRecord) -> list[str]:

@@ -60,6 +60,26 @@ class Split(Part):
         return self
 
 
+class Waiver(Part):
+    """A rule of the data gate that may be broken this time."""
+
+    rule: str
+    """Its name, as the gate's findings give it."""
+    reason: Annotated[str, Field(min_length=8)]
+    """Why; it goes into the run's record."""
+
+
+class Gate(Part):
+    """What the data gate looks for, and what it lets pass."""
+
+    policy: str = "default"
+    """default, support, health, legal or finance, or a policy file."""
+    waive: list[Waiver] = []
+    """Rules that do not stop this run, each with its reason."""
+    off: Annotated[str, Field(min_length=8)] | None = None
+    """Why the gate is not to look at all; it goes into the run's record."""
+
+
 class Data(Part):
     """Which rows, what they mean, and which of them are held back."""
 
@@ -84,3 +104,5 @@ class Data(Part):
     """Use the first so many good rows of the training files only."""
     split: Split = Split()
     """How rows are held back."""
+    gate: Gate = Gate()
+    """What is looked for in the rows before the first step."""

@@ -237,3 +237,19 @@ def reliability(arms: Mapping[str, JSON], width: int) -> Markup:
         ]
     title = "Calibration: " + "; ".join(f"{name} off by {short(arm['ece'])} on average" for name, arm in arms.items())
     return document(width, 58 + size + 40, title, parts + _legend([(name, name) for name in arms], width))
+
+
+def bars(rows: Sequence[tuple[str, int]], width: int, *, name: str) -> Markup:
+    """Counts as horizontal bars, each with its label before it and its number behind."""
+    characters = min(max([len(label) for label, _ in rows] + [4]), 30 if width >= 400 else 16)
+    left, most = characters * CHARACTER + 10, max([count for _, count in rows] + [1])
+    room = width - left - max(len(number(count)) for _, count in rows) * CHARACTER - 12
+    parts = []
+    for index, (label, count) in enumerate(rows):
+        y = index * 22
+        parts += [
+            text(left - 10, y + 15, clipped(label, characters), anchor="end"),
+            element("rect", x=left, y=y + 4, width=max(count / most * room, 1.0), height=14, rx=2, class_="bar"),
+            text(left + max(count / most * room, 1.0) + 8, y + 15, number(count)),
+        ]
+    return document(width, len(rows) * 22 + 4, f"{name}: " + ", ".join(f"{a} {number(b)}" for a, b in rows), parts)

@@ -24,6 +24,7 @@ from luthier.runs.wording import (
     OBJECTIVES,
     adapter,
     expectation,
+    gate_sentence,
     headline,
     is_adapter,
     limits,
@@ -58,33 +59,42 @@ def write_report(run: RunFolder) -> Path:
 
 def render(record: RunRecord) -> str:
     """The page as text."""
-    environment = Environment(
+    return (
+        environment()
+        .get_template("template.html.jinja")
+        .render(
+            name=record.name,
+            created=str(record.manifest.get("created", ""))[:10],
+            version=str(record.manifest.get("luthier", "")),
+            headline=headline(record),
+            key=_key_figures(record),
+            asked=_asked(record),
+            derived=record.derived,
+            data=_data(record),
+            training=_training(record),
+            sweep=_sweep(record),
+            comparison=comparison.gather(record, both),
+            cost=_cost(record),
+            use=_use(record),
+            method=_method(record),
+            limits=limits(record),
+        )
+    )
+
+
+def environment() -> Environment:
+    """Where this folder's templates are rendered: everything is escaped, and a missing name is an error."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         number=number, fixed=fixed, signed=signed, probability=probability, setting=setting, short=short
     )
-    return environment.get_template("template.html.jinja").render(
-        name=record.name,
-        created=str(record.manifest.get("created", ""))[:10],
-        version=str(record.manifest.get("luthier", "")),
-        headline=headline(record),
-        key=_key_figures(record),
-        asked=_asked(record),
-        derived=record.derived,
-        data=_data(record),
-        training=_training(record),
-        sweep=_sweep(record),
-        comparison=comparison.gather(record, both),
-        cost=_cost(record),
-        use=_use(record),
-        method=_method(record),
-        limits=limits(record),
-    )
+    return made
 
 
 def both(draw: Callable[[int], Markup], *, wide: int = WIDE, narrow: int = NARROW) -> Markup:
@@ -147,6 +157,7 @@ def _data(record: RunRecord) -> JSON:
         "sides": [sides[side] for side in SIDES if side in sides],
         "files": record.manifest.get("data", []),
         "findings": findings,
+        "gate": gate_sentence(record),
     }
 
 

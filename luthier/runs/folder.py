@@ -6,6 +6,7 @@ RUN/manifest.json      hashes, versions, seeds, parents  RUN/checkpoints/      w
 RUN/events.jsonl       the journal                       RUN/evaluation.json   base against tuned
 RUN/findings.json      what was seen in the data         RUN/predictions.jsonl one line an item and arm
 RUN/derived.json       what was derived, and why         RUN/report.html       all of it on one page
+RUN/gate/              what the data gate found: report.html, report.json, findings.parquet, policy.yaml
 RUN/frozen/            states of frozen layers, until training ends
 RUN/sweep.json         the arms of a sweep               RUN/arms/NAME/        each of them, a run by itself
 """
@@ -49,6 +50,11 @@ class RunFolder:
     @property
     def findings(self) -> Path:
         return self.root / "findings.json"
+
+    @property
+    def gate(self) -> Path:
+        """What the data gate found: report.html, report.json, findings.parquet, policy.yaml."""
+        return self.root / "gate"
 
     @property
     def derived(self) -> Path:

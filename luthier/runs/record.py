@@ -27,6 +27,8 @@ class RunRecord:
     events: list[JSON]
     evaluation: JSON | None
     predictions: list[JSON]
+    gate: JSON | None
+    """The data gate's report; None where it did not look."""
 
     @property
     def name(self) -> str:
@@ -57,6 +59,7 @@ def read_record(run: RunFolder) -> RunRecord:
         events=read(run.events),
         evaluation=read_json(run.evaluation) if run.evaluation.exists() else None,
         predictions=_rows(run.predictions) if run.predictions.exists() else [],
+        gate=read_json(run.gate / "report.json") if (run.gate / "report.json").exists() else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from luthier.masking import mask
 from luthier.numbers import duration, memory, number, short, signed
 from luthier.runs.record import RunRecord
 
@@ -146,6 +147,20 @@ def _stored(record: RunRecord) -> str:
 def is_adapter(record: RunRecord) -> bool:
     """Whether what was trained is saved beside the base and not as a whole model."""
     return part(record.recipe, "adapter").get("kind") in ("lora", "peft")
+
+
+def gate_sentence(record: RunRecord) -> str:
+    """Whether the data gate looked at the rows, and what may be broken: for cards and reports."""
+    if record.gate is None:
+        reason = part(part(record.recipe, "data"), "gate").get("off")
+        return f"The data gate did not look at the rows: {mask(reason)}" if reason else "No data gate is recorded."
+    found = [finding["rule"] for finding in record.gate["findings"] if finding["severity"] != "info"]
+    seen = f"and saw {', '.join(found)}" if found else "and saw nothing that is more than a note"
+    waived = "; ".join(f"{one['rule']}: {mask(one['reason'])}" for one in record.gate["waivers"])
+    sentence = (
+        f"The data gate looked at {number(record.gate['rows'])} rows under policy {record.gate['policy']} {seen}."
+    )
+    return sentence + (f" Waived: {waived}." if waived else "")
 
 
 def is_head(record: RunRecord) -> bool:

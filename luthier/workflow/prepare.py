@@ -29,6 +29,7 @@ from luthier.models.sources import Origin
 from luthier.recipe import Classify, ClassifyMulti, Recipe, Supervised
 from luthier.types import JSON, SIDES, Conversation, Example, Finding, Labelled, Sequence, Side, Text
 from luthier.workflow import forecast, plan, reuse
+from luthier.workflow.gate import beside_gate, pass_gate
 from luthier.workflow.plan import Derived, Deriver
 from luthier.workflow.reuse import Rendered
 from luthier.workflow.tell import Tell, counted, silent
@@ -335,8 +336,9 @@ def check(recipe: Recipe, *, tell: Tell = silent) -> Checked:
         prepared = prepare(recipe, folder, tell=tell, past=cache.past())
         store = tokens.open_store(folder / "data" / "train")
         sample = describe(store.sequence(0), prepared.tokenizer)
+        seen = pass_gate(prepared.recipe, prepared.loaded, prepared.tokenizer, folder, tell=tell, past=cache.past())
         estimate = forecast.forecast(prepared.recipe, prepared.origin, folder / "data").as_dict()
-    findings = list(prepared.findings)
+    findings = [*seen, *beside_gate(prepared.findings, seen)]
     return Checked(prepared.recipe, prepared.derived, findings, prepared.sides, estimate["steps"], estimate, sample)
 
 

@@ -21,6 +21,7 @@ from luthier.runs.journal import Journal
 from luthier.runs.manifest import write_manifest
 from luthier.types import JSON
 from luthier.workflow import reuse
+from luthier.workflow.gate import beside_gate, pass_gate, refuse_blocked
 from luthier.workflow.prepare import Prepared, find_model, prepare
 from luthier.workflow.tell import Tell
 
@@ -49,13 +50,16 @@ def begin(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell, *, past: 
     """Prepares a new run; its manifest is written last. `past` as for `tune`."""
     tell(journal.write("created", run=str(run.root)))
     prepared = prepare(asked, run.root, tell=tell, past=past)
+    seen = pass_gate(prepared.recipe, prepared.loaded, prepared.tokenizer, run.root, tell=tell, past=past)
+    refuse_blocked(seen, prepared.recipe)
+    findings = [*seen, *beside_gate(prepared.findings, seen)]
     work = Work(run, prepared.recipe, prepared.origin, prepared.tokenizer, journal, tell, past)
     write_text(run.recipe, dump(prepared.recipe))
     write_json(run.derived, [d.as_dict() for d in prepared.derived])
-    write_json(run.findings, [f.as_dict() for f in prepared.findings])
+    write_json(run.findings, [f.as_dict() for f in findings])
     for derived in prepared.derived:
         work.say("derived", **derived.as_dict())
-    for finding in prepared.findings:
+    for finding in findings:
         work.say("finding", **finding.as_dict())
     over_long = sum(f.count for f in prepared.findings if f.rule == "over_long")
     dropped = sum(f.count for f in prepared.findings if f.rule in ("bad_row", "unrenderable_row", "leak"))
@@ -113,7 +117,8 @@ def take_back(run: RunFolder) -> None:
     """Empties the folder of a run that was refused before it was prepared, so that the next try may take it."""
     for path in (run.asked, run.events):
         path.unlink(missing_ok=True)
-    shutil.rmtree(run.root / "data", ignore_errors=True)
+    for folder in ("data", "gate"):
+        shutil.rmtree(run.root / folder, ignore_errors=True)
     # What else lies there is not ours, and the folder may be a mount or the one that the command runs in.
     with contextlib.suppress(OSError):
         run.root.rmdir()

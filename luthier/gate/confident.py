@@ -1,0 +1,91 @@
+"""Confident learning (Northcutt, Jiang, Chuang, 2021, arXiv 1911.00068): which labels are probably wrong.
+
+A model that has not seen a row says how probable each label is. A label is confidently another where that other's
+probability is at least what it is on average for rows that bear it: a threshold of its own for every label, so that a
+label which the model is never sure of does not accuse its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.gate.text import mix
+
+FOLDS = 5
+
+
+class TooFew(Exception):
+    """Some fold holds every row of a label, so nothing can be learnt without it."""
+
+
+class Suspect(NamedTuple):
+    row: int
+    suggested: int
+    given: float
+    """Probability of the label that it has."""
+    confidence: float
+    """Probability of the one suggested."""
+
+
+def suspects(probabilities_NC: NDArray[np.float64], labels_N: NDArray[np.int64]) -> list[Suspect]:
+    """Rows whose label is probably wrong, the clearest first (by the margin of the label they have)."""
+    count = probabilities_NC.shape[1]
+    own_N = probabilities_NC[np.arange(len(labels_N)), labels_N]
+    rows_C = np.bincount(labels_N, minlength=count)
+    threshold_C = np.bincount(labels_N, weights=own_N, minlength=count) / np.maximum(rows_C, 1)
+    # A label without rows has no threshold, and nothing can be confidently it.
+    confident_NC = (probabilities_NC >= threshold_C - 1e-6) & (rows_C > 0)
+    best_N = np.where(confident_NC, probabilities_NC, -1.0).argmax(axis=1)
+    # Where the given label is still the likeliest one, a low threshold of another is no evidence against it.
+    wrong_N = confident_NC.any(axis=1) & (best_N != labels_N) & (probabilities_NC.argmax(axis=1) != labels_N)
+    margin_N = own_N - probabilities_NC.max(axis=1)
+    rows = np.flatnonzero(wrong_N)
+    rows = rows[np.argsort(margin_N[rows], kind="stable")]
+    return [Suspect(int(i), int(best_N[i]), float(own_N[i]), float(probabilities_NC[i, best_N[i]])) for i in rows]
+
+
+def out_of_fold(features: Any, labels_N: NDArray[np.int64], apart_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Probabilities of each label by logistic regression on the other folds.
+
+    Args:
+        features: a matrix, sparse or dense.
+        apart_N: rows with one number stand in one fold, which is chosen by the number itself.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    fold_N = (mix(apart_N.astype(np.uint64)) % np.uint64(FOLDS)).astype(np.int64)
+    count = int(labels_N.max()) + 1
+    result_NC = np.zeros((len(labels_N), count))
+    for fold in range(FOLDS):
+        held_N = fold_N == fold
+        if not held_N.any():
+            continue
+        if len(np.unique(labels_N[~held_N])) < count:
+            raise TooFew
+        model = LogisticRegression(C=STRENGTH, max_iter=300, tol=1e-3)
+        model.fit(features[~held_N], labels_N[~held_N])
+        result_NC[held_N] = model.predict_proba(features[held_N])
+    return result_NC
+
+
+STRENGTH = 10.0
+"""Inverse of the penalty."""
+
+
+def tfidf(texts: Sequence[str]) -> Any:
+    """Words and pairs of words, and runs of 3 to 5 characters within words, of the normal form."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from luthier.gate.text import normal
+
+    forms = [normal(text) for text in texts]
+    words = TfidfVectorizer(
+        ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32
+    )
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2, sublinear_tf=True, dtype=np.float32)
+    return hstack([words.fit_transform(forms), characters.fit_transform(forms)]).tocsr()

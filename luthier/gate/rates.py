@@ -1,0 +1,51 @@
+"""Rates with intervals, and how much oftener one thing comes with another."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def wilson(successes: int, items: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's interval of one rate; 0 to 1 where there are no items."""
+    if items == 0:
+        return Interval(0.0, 1.0)
+    z, p = NormalDist().inv_cdf(0.5 + confidence / 2), successes / items
+    centre, scale = p + z * z / (2 * items), 1 + z * z / items
+    half = z * math.sqrt(p * (1 - p) / items + z * z / (4 * items * items))
+    return Interval(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+
+
+def ratio(first: tuple[int, int], second: tuple[int, int], *, confidence: float = 0.95) -> Interval:
+    """Interval of the ratio of two rates, each (successes, items), from their Wilson intervals (Newcombe's MOVER)."""
+    (a, n), (b, m) = first, second
+    if not n or not m or not b:
+        return Interval(0.0, math.inf)
+    p, q = a / n, b / m
+    (l1, u1), (l2, u2) = wilson(a, n, confidence=confidence), wilson(b, m, confidence=confidence)
+    # Donner and Zou (2012), equation 9.
+    low = (p * q - math.sqrt(max(0.0, (p * q) ** 2 - l1 * u2 * (2 * p - l1) * (2 * q - u2)))) / (u2 * (2 * q - u2))
+    if l2 <= 0 or 2 * q - l2 <= 0:
+        return Interval(max(0.0, low), math.inf)
+    high = (p * q + math.sqrt(max(0.0, (p * q) ** 2 - u1 * l2 * (2 * p - u1) * (2 * q - l2)))) / (l2 * (2 * q - l2))
+    return Interval(max(0.0, low), high)
+
+
+def log_odds_z(inside: int, inside_all: int, outside: int, outside_all: int) -> float:
+    """How many standard errors the log odds of a word within a class lie above those outside of it.
+
+    After Monroe, Colaresi and Quinn (2008), with half a row as the prior on every count: a prior that fell with the
+    word's share would leave a word that stands in no other row without evidence.
+
+    Args:
+        inside: rows of the class with the word, of `inside_all`.
+        outside: other rows with it, of `outside_all`.
+    """
+    a, b, c, d = (count + 0.5 for count in (inside, inside_all - inside, outside, outside_all - outside))
+    return (math.log(a / b) - math.log(c / d)) / math.sqrt(1 / a + 1 / c)

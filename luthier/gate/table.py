@@ -1,0 +1,28 @@
+"""Every rule of the gate in one table. Each topic has its own; ids are stable words and never used again."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from luthier.gate.rules import Rule
+
+
+@cache
+def rules() -> dict[str, Rule]:
+    """Put together when it is first asked for: the topics need policies, and policies this table."""
+    from luthier.gate import (
+        balance,
+        duplicates,
+        fit,
+        form,
+        hidden,
+        intake,
+        leakage,
+        noise,
+        poison,
+        private,
+        provenance,
+    )
+
+    topics = (intake, form, hidden, private, duplicates, leakage, noise, poison, balance, fit, provenance)
+    return {name: rule for topic in topics for name, rule in topic.RULES.items()}

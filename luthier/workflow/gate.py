@@ -1,0 +1,162 @@
+"""The data gate over a run's own rows, each on the side that it will be on: after the split, before the first step.
+
+What it found is kept in RUN/gate. A later run on the same rows under the same policy takes it over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier import cache
+from luthier.data.load import LEFT_OUT, Loaded
+from luthier.data.read import find
+from luthier.errors import DataError
+from luthier.recipe import Recipe
+from luthier.runs.folder import read_json, storage
+from luthier.types import SIDES, Finding
+from luthier.workflow.tell import Tell
+
+KIND, FOLDER = "gate", "gate"
+SMALL = 3000
+"""Rows up to which no processes are started: they would take longer to begin than to look."""
+
+
+def pass_gate(
+    recipe: Recipe, loaded: Loaded, tokenizer: Any, folder: Path, *, tell: Tell, past: Path | None
+) -> list[Finding]:
+    """What the gate found; the recipe's waivers are in it.
+
+    Raises:
+        PolicyError: there is no such policy, or no such rule to waive.
+    """
+    # Only here: a run without the gate imports neither DuckDB nor the rules.
+    from luthier.gate import audit, summary
+    from luthier.gate.policy import load_policy
+
+    asked = recipe.data.gate
+    if asked.off is not None:
+        return [Finding("gate_off", "warn", f"The data gate did not look at the rows: {asked.off}", "")]
+    policy = load_policy(asked.policy, waive=asked.waive)
+    key = cache.key(
+        policy=policy.model_dump(mode="json"),
+        files=dict(loaded.sha256),
+        data=recipe.data.model_dump(mode="json", exclude={"gate"}),
+        sides=hashlib.sha256(loaded.sides.tobytes()).hexdigest(),
+        tokens=_tokenizer(tokenizer),
+    )
+    out = folder / FOLDER
+    earlier = cache.recall(past, KIND, key) if past is not None else None
+    if earlier is not None and _taken(earlier.parent, out):
+        report = read_json(out / "report.json")
+    else:
+        sources = _sources(recipe, loaded)
+        store = audit.look_through(
+            _rows(loaded, sources),
+            policy,
+            out / audit.WORK,
+            sources,
+            workers=0 if len(loaded.store) <= SMALL else 2,
+            given=_given(tokenizer),
+            progress=lambda what, done, total: tell({"event": "progress", "what": what, "done": done, "total": total}),
+        )
+        with store:
+            report = audit.conclude(store, policy, out, sources).report
+        if past is not None:
+            cache.remember(past, KIND, key, out / "report.json")
+    from luthier.report.gate import write_page
+
+    write_page(out)
+    return summary.as_findings(report["findings"])
+
+
+def beside_gate(findings: Sequence[Finding], seen: Sequence[Finding]) -> list[Finding]:
+    """What stands beside the gate's findings: reading has looked for exact duplicates itself, and once is enough."""
+    told = {finding.rule for finding in seen}
+    return [finding for finding in findings if finding.rule != "duplicate" or finding.rule not in told]
+
+
+def refuse_blocked(findings: Sequence[Finding], recipe: Recipe) -> None:
+    """Ends a run before its first step.
+
+    Raises:
+        DataError: a rule of the gate forbids to train, with the rows and what to do.
+    """
+    blocking = [finding for finding in findings if finding.severity == "block"]
+    if not blocking:
+        return
+    lines = []
+    for finding in blocking:
+        more = f" and {finding.count - len(finding.examples):,} more" if finding.count > len(finding.examples) else ""
+        lines += [f"{finding.rule}: {finding.message}", f"  at: {', '.join(finding.examples)}{more}"]
+        lines.append(f"  do: {finding.remedy}")
+    rule = blocking[0].rule
+    raise DataError(
+        "the data gate forbids to train on these rows",
+        where=", ".join(recipe.data.train),
+        got="\n    ".join(["", *lines]),
+        do=f"mend them (luthier data audit shows all, luthier data clean mends), or say why they may stay: "
+        f"-o 'data.gate.waive=[{{rule: {rule}, reason: ...}}]'",
+    )
+
+
+def _sources(recipe: Recipe, loaded: Loaded) -> list[Any]:
+    from luthier.gate.reading import Source, source
+
+    sides = {name: side for side in SIDES for name in find(getattr(recipe.data, side)).files}
+    found: list[Source] = []
+    for name, sha256 in loaded.sha256.items():
+        found.append(source(name, sides[name], sha256, found))
+    return found
+
+
+def _rows(loaded: Loaded, sources: Sequence[Any]) -> Iterator[Any]:
+    from luthier.gate.fields import to_row
+    from luthier.gate.reading import Ids
+
+    ids = {source.file: Ids(source.prefix) for source in sources}
+    for side, example in zip(loaded.sides.tolist(), loaded.store, strict=True):
+        id = ids[example.provenance.file].next(example.provenance.line)
+        if side != LEFT_OUT:
+            yield to_row(example, id=id, side=SIDES[side])
+
+
+def _given(tokenizer: Any) -> dict[str, dict[str, Callable[..., Any]]]:
+    """Tokens by the model's own tokenizer, where it can cut many texts at once."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {}
+    from luthier.gate.fit import measure
+
+    def pieces(texts: Sequence[str]) -> list[list[str]]:
+        return [found.tokens for found in backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    unknown = str(getattr(tokenizer, "unk_token", None) or "")
+    return {"fit": {"fit": lambda store, policy: measure(store, policy, pieces, unknown=unknown)}}
+
+
+def _tokenizer(tokenizer: Any) -> str | None:
+    from luthier.workflow.reuse import tokenizer_hash
+
+    return tokenizer_hash(tokenizer)
+
+
+def _taken(earlier: Path, out: Path) -> bool:
+    """Copies what an earlier run's gate wrote; False where a file of it is gone."""
+    beside = out.with_name(f".{out.name}.partial")
+    with storage(out):
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            beside.mkdir(parents=True)
+            for name in ("report.json", "findings.parquet", "policy.yaml"):
+                shutil.copyfile(earlier / name, beside / name)
+        except FileNotFoundError:
+            shutil.rmtree(beside)
+            return False
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(beside, out)
+    return True

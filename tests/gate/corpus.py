@@ -1,0 +1,34 @@
+"""Rows for the gate's tests: invented support chats without a fault, and files of them."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gate import chats
+from luthier.gate.audit import Audit, audit
+from luthier.gate.policy import Policy
+
+Chat = dict[str, Any]
+
+
+def chat(asked: str, answer: str, **columns: Any) -> Chat:
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}], **columns}
+
+
+def clean(count: int, *, seed: int = 20) -> list[Chat]:
+    """Chats that differ, and that hold nothing private."""
+    return [{"messages": row["messages"]} for row in chats(count, seed=seed, faults=False)]
+
+
+def write(path: Path, rows: Iterable[Chat]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def look(folder: Path, rows: Sequence[Chat], *, against: Sequence[Chat] = (), policy: Policy | None = None) -> Audit:
+    """Audits rows within this process."""
+    folder.mkdir(exist_ok=True)
+    test = [write(folder / "test.jsonl", against)] if against else []
+    train = write(folder / "train.jsonl", rows)
+    return audit([train], policy or Policy(), folder / "audit", against=test, workers=0)

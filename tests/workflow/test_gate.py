@@ -1,0 +1,91 @@
+"""The data gate before training: what it stops, what may be waived, and what of it stands in the run."""
+
+import pytest
+
+from luthier.errors import DataError, PolicyError
+from luthier.governance.card import write_card
+from luthier.runs.folder import read_json
+from luthier.runs.record import read_record
+from luthier.runs.wording import gate_sentence
+from luthier.workflow.prepare import check
+from luthier.workflow.tune import tune
+from tests.chain import conversations, events, recipe, write_rows
+
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning:peft")]
+KEY = "ghp_Zx8Qw1Er5Ty7Ui9Op2As4Df6Gh3Jk0Lm5Nb7V"
+REASON = "the key was revoked long ago"
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Forty rows, of which the eighth holds a key."""
+    made = conversations(40)
+    made[7]["messages"][1]["content"] = f"Use the token {KEY} for it."
+    return write_rows(tmp_path / "rows.jsonl", made)
+
+
+def gated(model, rows, **gate):
+    return recipe(model, rows, data={"gate": gate} if gate else {})
+
+
+def test_a_blocking_rule_ends_the_run_before_a_step_with_rows_and_remedy(saved_tiny, rows, tmp_path):
+    with pytest.raises(DataError) as error:
+        tune(gated(saved_tiny("llama"), rows), tmp_path / "run")
+    said = str(error.value)
+    assert "secret" in said
+    assert f"{rows}:8" in said
+    assert "data.gate.waive" in said
+    assert KEY not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_says_the_same_and_is_not_ready(saved_tiny, rows):
+    checked = check(gated(saved_tiny("llama"), rows))
+    assert not checked.ok
+    assert [f.examples for f in checked.findings if f.rule == "secret"] == [(f"{rows}:8",)]
+
+
+def test_a_waiver_lets_it_pass_and_is_recorded(saved_tiny, rows, tmp_path):
+    wanted = gated(saved_tiny("llama"), rows, waive=[{"rule": "secret", "reason": REASON}])
+    run = tune(wanted, tmp_path / "run")
+    record = read_record(run)
+    assert REASON in gate_sentence(record)
+    assert any(f["rule"] == "secret" and REASON in f["message"] for f in record.findings)
+    assert events(run, "step")
+    write_card(run)
+    assert REASON in run.card.read_text(encoding="utf-8")
+    page = run.report.read_text(encoding="utf-8") + (run.gate / "report.html").read_text(encoding="utf-8")
+    assert REASON in page
+    assert KEY not in page
+
+
+def test_the_gate_can_be_off_with_a_reason(saved_tiny, rows, tmp_path):
+    run = tune(gated(saved_tiny("llama"), rows, off="audited by hand last week"), tmp_path / "run")
+    assert not run.gate.exists()
+    assert "audited by hand last week" in gate_sentence(read_record(run))
+    assert [f["rule"] for f in read_json(run.findings) if f["rule"] == "gate_off"] == ["gate_off"]
+
+
+def test_it_looks_at_the_sides_of_the_run_itself(saved_tiny, tmp_path):
+    made = conversations(40)
+    rows = write_rows(tmp_path / "rows.jsonl", made)
+    run = tune(gated(saved_tiny("llama"), rows), tmp_path / "run")
+    prepared = {event["side"]: event["rows"] for event in events(run, "prepared")}
+    assert read_json(run.gate / "report.json")["sides"] == prepared
+
+
+def test_an_unknown_rule_or_policy_is_refused_before_training(saved_tiny, rows, tmp_path):
+    with pytest.raises(PolicyError, match="did you mean"):
+        tune(gated(saved_tiny("llama"), rows, policy="suport"), tmp_path / "run")
+    with pytest.raises(PolicyError, match="secret"):
+        tune(gated(saved_tiny("llama"), rows, waive=[{"rule": "secrets", "reason": REASON}]), tmp_path / "run")
+
+
+def test_the_same_rows_under_the_same_policy_are_looked_at_once(saved_tiny, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", conversations(40))
+    model, past = saved_tiny("llama"), tmp_path / "past"
+    runs = [tune(gated(model, rows), tmp_path / name, past=past) for name in ("one", "two")]
+    work = [read_json(run.gate / "report.json")["work"] for run in runs]
+    assert work[0] == work[1]
+    other = tune(gated(model, rows, policy="support"), tmp_path / "three", past=past)
+    assert read_json(other.gate / "report.json")["policy"] == "support"
