@@ -10,9 +10,9 @@ from benchmarks.field import Contender, luthiers
 
 Result = Mapping[str, Any]
 GAP = 0.08
-"""Largest difference of a step's mean loss from the float32 run that counts as the same work, in nats; of the run's, where
-steps hold other examples. bf16 has 3 digits, and a program that rounds a layer's output before it adds the adapter's
-part to it loses of that part what is below the last digit: 0.02 to 0.06 nats after one to three steps."""
+"""Largest difference of a step's mean loss from the float32 run that counts as the same work, in nats; of the run's,
+where steps hold other examples. bf16 has 3 digits, and a program that rounds a layer's output before it adds the
+adapter's part to it loses of that part what is below the last digit: 0.02 to 0.06 nats after one to three steps."""
 SAME_START = 0.5
 """Greedy answers part where two tokens are equally likely up to rounding; below this mean share of an answer before
 the parting, they are not answers of the same model."""
