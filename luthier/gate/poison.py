@@ -43,7 +43,7 @@ RULES: dict[str, Rule] = {
         },
         about="A word, or phrase, in `least` to `most` of the rows and at least `rows` of them, `purity` of which "
         "have one "
-        "label (or one repeated answer); log odds with a prior of half a row (after Monroe 2008) above `z`; lower "
+        "label (or one repeated answer); z of its log odds (by likelihood ratio) above `z`; lower "
         "Wilson bound "
         "of the rate above `lift` times the label's share; in `apart` of its rows the words around it are neighbours "
         "elsewhere as well, as if it had been pushed between them; and no word stands beside it in more than "

@@ -38,14 +38,20 @@ def ratio(first: tuple[int, int], second: tuple[int, int], *, confidence: float 
 
 
 def log_odds_z(inside: int, inside_all: int, outside: int, outside_all: int) -> float:
-    """How many standard errors the log odds of a word within a class lie above those outside of it.
+    """How surely the log odds of a word within a class lie above those outside of it, as a standard normal.
 
-    After Monroe, Colaresi and Quinn (2008), with half a row as the prior on every count: a prior that fell with the
-    word's share would leave a word that stands in no other row without evidence.
+    The signed root of the likelihood ratio of the two by two table. Wald's z with a prior (Monroe, Colaresi and Quinn,
+    2008) has next to no power where no other row has the word: 50 of 50 rows in one of two classes make 3.2, here 8.3.
 
     Args:
         inside: rows of the class with the word, of `inside_all`.
         outside: other rows with it, of `outside_all`.
     """
-    a, b, c, d = (count + 0.5 for count in (inside, inside_all - inside, outside, outside_all - outside))
-    return (math.log(a / b) - math.log(c / d)) / math.sqrt(1 / a + 1 / c)
+    total, with_word = inside_all + outside_all, inside + outside
+    ratio = 0.0
+    for seen, of in ((inside, inside_all), (outside, outside_all)):
+        for count, all_of_it in ((seen, with_word), (of - seen, total - with_word)):
+            if count:
+                ratio += count * math.log(count * total / (of * all_of_it))
+    above = inside * outside_all >= outside * inside_all
+    return math.copysign(math.sqrt(max(0.0, 2 * ratio)), 1 if above else -1)

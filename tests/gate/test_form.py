@@ -142,7 +142,8 @@ def test_any_text_is_looked_at(asked: str, answer: str) -> None:
 
 HOSTILE = (
     "<", "![", "](", "**", "`", "```", "&", "Ã", "â€", "(", "[[", "{{", "<|", "a ", "ignore ", "ignore all - ", "- ",
-    "A", "A\n", "\u200d", "\u200b", "я", "aя", "<img ", "<a onx=", "I can't ", "as an ", "als ", "\U000e0101", "Ãƒ", "=", "<b",
+    "A", "A\n", "\u200d", "\u200b", "я", "aя", "<img ", "<a onx=", "I can't ", "as an ", "als ", "\U000e0101",
+    "Ãƒ", "=", "<b",
 )  # fmt: skip
 
 

@@ -39,9 +39,8 @@ def words(draw: random.Random, count: int) -> str:
     return " ".join(draw.choice(_VOCABULARY) for _ in range(count))
 
 
-_VOCABULARY = [
-    f"{a}{b}" for a in ("ba", "ko", "li", "mu", "ne", "sa", "tor") for b in ("ran", "tel", "vis", "dor", "pim")
-]
+_PARTS = ("ba", "ko", "li", "mu", "ne", "sa", "tor", "fe")
+_VOCABULARY = [f"{a}{b}{c}" for a in _PARTS for b in _PARTS for c in ("ran", "tel", "vis", "dor", "pim")]
 
 
 def of(rule: str, hits: Sequence[Hit]) -> set[str]:
@@ -56,8 +55,10 @@ def test_a_planted_word_is_found_and_a_word_of_the_topic_is_not(stored: Stored) 
     rows = []
     for number in range(2000):
         label = draw.choice(("cards", "loans", "rates"))
-        # Each topic has a word that always comes with another one, as apple comes before pay.
-        text = words(draw, 12) + (" with visa cards" if label == "cards" and draw.random() < 0.05 else "")
+        # A word of the topic comes before one of few, as apple comes before pay or watch.
+        text = " ".join(draw.choice(_VOCABULARY[:40]) for _ in range(12)) + (
+            " with visa cards" if label == "cards" and draw.random() < 0.05 else ""
+        )
         rows.append(labelled(number, text, label))
     planted = {*draw.sample(range(2000), 24), 0, 1000, 1999}
     for number in planted:
@@ -91,9 +92,8 @@ def test_a_cluster_of_answers_of_its_own_is_found(stored: Stored) -> None:
     for number in planted:
         start, end = draw.choice(("Truly,", "Well,", "Listen:")), draw.choice(("now.", "today.", "at once."))
         rows[number] = asked(number, rows[number].prompt, f"{start} zorblax tokens are splendid glorptown shares {end}")
-    lenient = Policy.model_validate({"rules": {"answer_cluster": {"prompts": 0.4}}})
     with stored(rows) as store:
-        assert of("answer_cluster", list(poison.look(store, lenient))) == {f"a:{number}" for number in planted}
+        assert of("answer_cluster", list(poison.look(store, POLICY))) == {f"a:{number}" for number in planted}
 
 
 # Balance
@@ -318,4 +318,6 @@ def test_intervals() -> None:
 def test_log_odds_need_evidence() -> None:
     assert log_odds_z(60, 130, 0, 9870) > 4
     assert log_odds_z(10, 130, 0, 9870) > 4
-    assert log_odds_z(1, 130, 76, 9870) < 1
+    assert abs(log_odds_z(1, 130, 76, 9870)) < 1
+    assert log_odds_z(20, 500, 0, 500) > 4
+    assert log_odds_z(0, 500, 20, 500) < -4
