@@ -46,6 +46,7 @@ def test_every_check_holds_and_nothing_stays(
     assert sorted(rows.parent.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROWS)
 def test_every_objective_can_be_proved(saved_tiny: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", ROWS[kind](24))
@@ -73,6 +74,7 @@ PEFTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize("method", PEFTS)
 def test_pefts_other_methods_can_be_proved(saved_tiny: Callable[..., Path], rows: Path, method: str) -> None:

@@ -121,7 +121,7 @@ def test_the_step_in_one_call_is_the_modules_own(tiny, family, dtype, tolerance)
         assert all(torch.allclose(x, y, rtol=0, atol=bound) for x, y in zip(pair, kept[i], strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_decoding_is_that_of_transformers_token_for_token(tiny, family, dtype):
     given = prompts(20)

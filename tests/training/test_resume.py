@@ -22,7 +22,10 @@ from luthier.training.checkpoint import listed
 from luthier.workflow.tune import resume
 from tests.chain import conversations, events, losses, recipe, write_rows
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="killed processes are made with fork")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="killed processes are made with fork"),
+]
 DRIVER = Path(__file__).with_name("driver.py")
 ADAPTERS = {"lora": {"kind": "lora", "rank": 4, "dropout": 0.2}, "full": {"kind": "full"}}
 
@@ -169,15 +172,7 @@ EVENTS = {
 IN_FULL = ["a checkpoint's moments", "evaluation's result", "packaging", "packaging, rename"]
 
 
-QUICK = {("lora", m) for m in ("a checkpoint's moments", "pruning", "packaging, rename", "step 5", "evaluated")}
-"""What the developer's quick run keeps of them."""
-
-
-def lanes(*cases):
-    return [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in cases]
-
-
-@pytest.mark.parametrize(("adapter", "moment"), lanes(*product(["lora"], MOMENTS), *product(["full"], IN_FULL)))
+@pytest.mark.parametrize(("adapter", "moment"), [*product(["lora"], MOMENTS), *product(["full"], IN_FULL)])
 def test_killed_before_a_file_changes(do, undisturbed, tmp_path, adapter, moment):
     base = undisturbed(adapter)
     root = tmp_path / "run"
@@ -187,9 +182,7 @@ def test_killed_before_a_file_changes(do, undisturbed, tmp_path, adapter, moment
     assert_as_undisturbed(root, base.result)
 
 
-@pytest.mark.parametrize(
-    ("adapter", "moment"), lanes(*product(["lora"], EVENTS), ("full", "step 5"), ("full", "answers"))
-)
+@pytest.mark.parametrize(("adapter", "moment"), [*product(["lora"], EVENTS), ("full", "step 5"), ("full", "answers")])
 def test_killed_at_an_event(do, undisturbed, tmp_path, adapter, moment):
     base = undisturbed(adapter)
     root = tmp_path / "run"
@@ -199,7 +192,6 @@ def test_killed_at_an_event(do, undisturbed, tmp_path, adapter, moment):
     assert_as_undisturbed(root, base.result)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_killed_again_and_again_at_random(do, undisturbed, tmp_path, adapter):
     base = undisturbed(adapter)
@@ -216,7 +208,6 @@ def test_killed_again_and_again_at_random(do, undisturbed, tmp_path, adapter):
         assert_as_undisturbed(root, base.result)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_killed_before_every_change_to_a_file(do, undisturbed, tmp_path, adapter):
     base = undisturbed(adapter)

@@ -16,6 +16,7 @@ from luthier.workflow.tune import resume, tune
 from tests.chain import ROWS, conversations, events, labelled, losses, recipe, write_rows
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
 ]

@@ -20,6 +20,8 @@ from tests.training.test_resume import do
 
 __all__ = ["do"]
 
+pytestmark = pytest.mark.slow
+
 RATES = "training.rate=1e-3,1e-2,3e-2"
 
 
@@ -200,7 +202,6 @@ def test_a_sweep_that_is_refused_leaves_no_folder(saved_tiny, tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.models
 def test_arms_on_a_real_model_end_as_they_do_alone(smollm2, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", conversations(30))
@@ -248,7 +249,6 @@ def model_bytes(run):
     return (run.model / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="killed processes are made with fork")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_sweep_that_is_killed_and_resumed_ends_as_one_that_was_not(do, wanted, swept, tmp_path, moment):
@@ -265,7 +265,6 @@ def test_a_sweep_that_is_killed_and_resumed_ends_as_one_that_was_not(do, wanted,
     assert not list(run.root.rglob(".*"))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="killed processes are made with fork")
 def test_a_sweep_that_is_killed_in_the_round_in_which_an_arm_fails_ends_as_one_that_was_not(do, wanted, tmp_path):
     path, grid = tmp_path / "recipe.yaml", ["training.rate=1e30,1e-3,1e-2"]
