@@ -32,7 +32,7 @@ def test_a_merged_folder_gives_the_adapters_logits_in_plain_transformers(tiny, t
         before = subject.next_logits(_states(subject, DOCUMENTS[0]))
         base = tiny(family)
     found = merge(subject, DOCUMENTS)
-    assert found.largest < 1e-5
+    assert found.largest < 1e-4
     assert found.same_choice == 1
     assert not list(adapters.lora_layers(model))
     model.save_pretrained(tmp_path)

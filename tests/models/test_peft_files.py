@@ -97,7 +97,8 @@ def test_peft_computes_the_same_with_our_folder(tiny, tmp_path, case):
     untouched = theirs(base)
     expected = ours(model, head=bool(head))
     assert (expected - untouched).abs().max() > 1e-2
-    torch.testing.assert_close(theirs(by_peft(base, tmp_path)).reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
+    # float32 sums in another order; in float64 the same is held to 1e-11 (tests/proof/test_files.py).
+    torch.testing.assert_close(theirs(by_peft(base, tmp_path)).reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)
