@@ -22,7 +22,7 @@ def to_row(example: Example, *, id: str, side: Side) -> Row:
         fields = [(index, field) for index, message in enumerate(example.messages) for field in _turn(index, message)]
         prompt = "\n".join(field.text for index, field in fields if index < last)
         answer = "\n".join(field.text for index, field in fields if index == last)
-        every, labels, value = tuple(field for _, field in fields), (), None
+        every, labels, value = tuple(field for _, field in fields), tuple[str, ...](), None
     else:
         every = (Field("text", "text", example.text),)
         prompt, answer = (example.text, "") if isinstance(example, Labelled) else ("", example.text)
