@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from luthier.cli.app import build as build_app
 from luthier.data.detect import detect
 from luthier.data.load import load_examples
+from luthier.gate.policy import load_policy
 from luthier.recipe import Columns, Format
 from luthier.recipe.load import build, load, override
 
@@ -59,9 +60,11 @@ def test_a_command_has_only_options_that_exist(line: str) -> None:
     words = [word for word in words if word not in EVERYWHERE]
     group = typer.main.get_command(build_app())
     context = group.make_context("luthier", list(words), resilient_parsing=True)
-    verb = group.get_command(context, words[0])  # type: ignore[attr-defined]
-    assert verb is not None, f"there is no verb {words[0]}"
-    verb.make_context(words[0], words[1:], parent=context)
+    while hasattr(group, "get_command"):
+        name, *words = words
+        group = group.get_command(context, name)
+        assert group is not None, f"there is no verb {name}"
+        context = group.make_context(name, list(words), parent=context, resilient_parsing=hasattr(group, "get_command"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -80,7 +83,11 @@ def test_tests_that_a_page_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_yaml_is_a_recipe_or_a_part_of_one(text: str) -> None:
+def test_yaml_is_a_recipe_or_a_part_of_one_or_a_policy(text: str, tmp_path: Path) -> None:
+    if {"rules", "groups", "extends"} & set(YAML(typ="safe").load(text)):
+        (tmp_path / "policy.yaml").write_text(text, encoding="utf-8")
+        load_policy(str(tmp_path / "policy.yaml"))
+        return
     whole = {"model": {"source": "somewhere"}, "data": {"train": ["rows.jsonl"]}}
     for section, value in YAML(typ="safe").load(text).items():
         whole[section] = {**whole.get(section, {}), **value} if isinstance(value, dict) else value

@@ -17,19 +17,16 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 def to_row(example: Example, *, id: str, side: Side) -> Row:
     """What the rules look at."""
     source = example.provenance
-    labels: tuple[str, ...] = ()
-    value: float | None = None
     if isinstance(example, Conversation):
         last = max(index for index, message in enumerate(example.messages) if message.role == "assistant")
         fields = [(index, field) for index, message in enumerate(example.messages) for field in _turn(index, message)]
         prompt = "\n".join(field.text for index, field in fields if index < last)
         answer = "\n".join(field.text for index, field in fields if index == last)
-        every: tuple[Field, ...] = tuple(field for _, field in fields)
+        every, labels, value = tuple(field for _, field in fields), tuple[str, ...](), None
     else:
         every = (Field("text", "text", example.text),)
         prompt, answer = (example.text, "") if isinstance(example, Labelled) else ("", example.text)
-        if isinstance(example, Labelled):
-            labels, value = example.labels, example.value
+        labels, value = (example.labels, example.value) if isinstance(example, Labelled) else ((), None)
     return Row(
         id, source.hash, source.file, source.line, side, every, prompt, answer, labels, value, dict(example.columns)
     )

@@ -104,7 +104,7 @@ class Policy(Part):
     def _numbers(self) -> Mapping[tuple[str, str], float]:
         """Looked up for every row, so one dictionary."""
         return {
-            (name, threshold): self._of(name).thresholds.get(threshold, default)
+            (name, threshold): float(self._of(name).thresholds.get(threshold, default))
             for name, rule in rules().items()
             for threshold, default in rule.thresholds.items()
         }
@@ -141,9 +141,13 @@ def dump_policy(policy: Policy) -> str:
             told[name] = "off"
             continue
         said: JSON = {"severity": policy.severity(name), "action": policy.action(name)}
-        told[name] = said | {threshold: policy.number(name, threshold) for threshold in rule.thresholds}
+        told[name] = said | {threshold: _short(policy.number(name, threshold)) for threshold in rule.thresholds}
     yaml.dump(policy.model_dump(mode="json", exclude={"rules"}) | {"rules": told}, out)
     return out.getvalue()
+
+
+def _short(number: float) -> float:
+    return int(number) if number.is_integer() else number
 
 
 def shipped() -> list[str]:

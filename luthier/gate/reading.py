@@ -136,7 +136,7 @@ def _of_file(source: Source, file: DataFile, columns: Columns, format: Format | 
     try:
         held.extend(islice(records, DETECTION_ROWS))
     except DataError as error:
-        if not held:
+        if not held and not isinstance(error, PackedTooFar):
             raise
         broken = error
     sample = [record.value for record in held if record.value is not None]

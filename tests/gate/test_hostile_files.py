@@ -118,7 +118,7 @@ def test_how_far_a_file_may_unpack_is_a_matter_of_the_policy(tmp_path: Path) -> 
     path.write_bytes(gzip.compress((GOOD + b"\n") * 400_000))
     with pytest.raises(PackedTooFar), DataFile(str(path), Unpacking(ratio=2)) as file:
         list(file.records())
-    policy = Policy.model_validate({"rules": {"packed_too_far": {"gigabytes": 0.001}}})
+    policy = Policy.model_validate({"rules": {"packed_too_far": {"gigabytes": 0.01}}})
     found = audit([str(path)], policy, tmp_path / "out", workers=0)
     assert "packed_too_far" in {f.rule for f in found.findings}
     assert found.decision == "blocked"
