@@ -286,8 +286,8 @@ def _method(settings: Mapping[str, Any]) -> str:
 - Peak memory is the operating system's count for the process (wait4). It includes the libraries and the loaded weights.
 - The floor is the matrix work of the body, the adapter and the head at supervised positions, at the rate of the best
   GEMM shape measured in the same rounds. It leaves out attention, norms and everything else. For generation it takes
-  every answer as long as allowed; decoding a few rows reads all weights for each token, so memory sets the pace there. For
-  a classifier it is taken at the float32 rate, also where a program computes in bf16.
+  every answer as long as allowed; decoding a few rows reads all weights for each token, so memory sets the pace there.
+  For a classifier it is taken at the float32 rate, also where a program computes in bf16.
 - TRL's trainer computes entropy and accuracy at every step and cannot be told not to. `across` and `lengths grouped`
   sort the whole run by length, which is the least padding that grouping can reach.
 - `python -m benchmarks.bench` repeats all of it; the raw figures stay in runs/bench.

@@ -85,7 +85,7 @@ def main():
     # Whatever a run imports on the way; children then need not.
     for name in (
         "luthier.workflow.sweep", "luthier.report.page", "luthier.governance.card", "rouge_score.rouge_scorer",
-        "sacrebleu", "transformers.models.llama.modeling_llama", "ruamel.yaml", "scipy.stats",
+        "sacrebleu", "transformers.models.llama.modeling_llama", "ruamel.yaml", "scipy.stats", "luthier.gate.audit",
     ):  # fmt: skip
         importlib.import_module(name)
 

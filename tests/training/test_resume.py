@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="killed processes are made with fork"),
 ]
 DRIVER = Path(__file__).with_name("driver.py")
+WITHOUT_GATE = "a run is killed hundreds of times here, and before it is prepared nothing of it is kept"
 ADAPTERS = {"lora": {"kind": "lora", "rank": 4, "dropout": 0.2}, "full": {"kind": "full"}}
 
 
@@ -88,7 +89,7 @@ def undisturbed(do, saved_tiny, tmp_path_factory):
             place = tmp_path_factory.mktemp(adapter)
             data = write_rows(place / "rows.jsonl", conversations(24))
             wanted = recipe(
-                saved_tiny("llama"), data, adapter=ADAPTERS[adapter],
+                saved_tiny("llama"), data, adapter=ADAPTERS[adapter], data={"gate": {"off": WITHOUT_GATE}},
                 training={"max_steps": 7, "checkpoint_every": 2, "validate_every": 3, "batch_examples": 3},
             )  # fmt: skip
             path = place / "recipe.yaml"
