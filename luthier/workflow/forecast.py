@@ -37,6 +37,9 @@ RESERVE = 0.9
 """Share of the free memory that a plan fills."""
 GATED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
 """Families of `models.stack`."""
+GATE_BYTES = 285e6
+"""What the data gate leaves in the process that goes on to train: DuckDB, Arrow and their buffers, which malloc_trim
+does not reach (800 rows, 2026-11)."""
 PEFT_RANK = 8
 """Rank of LoRA whose weights stand for those of another method: few of them train more."""
 
@@ -118,7 +121,7 @@ def _memory(recipe: Recipe, sizes: Sizes, work: Work, program: int | None, *, re
         sizes,
         work.largest,
         recompute=recipe.training.recompute is True if recompute is None else recompute,
-        program=PROGRAM_BYTES if program is None else program,
+        program=(PROGRAM_BYTES if program is None else program) + (GATE_BYTES if recipe.data.gate.off is None else 0),
         threads=recipe.training.threads or machine.cores(),
         answers=min(work.batch, work.answers),
         room=work.room,
