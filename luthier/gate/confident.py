@@ -39,9 +39,10 @@ def suspects(probabilities_NC: NDArray[np.float64], labels_N: NDArray[np.int64])
     threshold_C = np.bincount(labels_N, weights=own_N, minlength=count) / np.maximum(rows_C, 1)
     # A label without rows has no threshold, and nothing can be confidently it.
     confident_NC = (probabilities_NC >= threshold_C - 1e-6) & (rows_C > 0)
-    best_N = np.where(confident_NC, probabilities_NC, -1.0).argmax(axis=1)
+    # Among several it is the likeliest of all labels, as in cleanlab.
+    best_N = np.where(confident_NC.sum(axis=1) > 1, probabilities_NC.argmax(axis=1), confident_NC.argmax(axis=1))
     # Where the given label is still the likeliest one, a low threshold of another is no evidence against it.
-    wrong_N = confident_NC.any(axis=1) & (best_N != labels_N) & (probabilities_NC.argmax(axis=1) != labels_N)
+    wrong_N = confident_NC.any(axis=1) & (best_N != labels_N) & (own_N + 1e-6 < probabilities_NC.max(axis=1))
     margin_N = own_N - probabilities_NC.max(axis=1)
     rows = np.flatnonzero(wrong_N)
     rows = rows[np.argsort(margin_N[rows], kind="stable")]

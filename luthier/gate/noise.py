@@ -32,7 +32,7 @@ RULES: dict[str, Rule] = {
         why="One question with two answers teaches the model to guess between them.",
         remedy="Decide which is right and correct or drop the other; look at both rows.",
         severity="warn",
-        thresholds={"similarity": 0.85, "overlap": 0.2},
+        thresholds={"similarity": 0.85, "overlap": 0.25},
         about="Rows that ask the same, or nearly (similarity as in near_duplicate, at least `similarity`) with the "
         "same numbers and under the same system turns, have no label in common, or answers that share less than "
         "`overlap` of their words (token F1). Errs where many different answers are right, as in stories.",
