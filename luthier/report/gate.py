@@ -6,8 +6,10 @@ It is written from report.json alone, which holds no text of a row that is not m
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from luthier.masking import mask
 from luthier.numbers import duration, memory, number
@@ -53,7 +55,7 @@ def render(report: JSON, *, name: str) -> str:
             word=WORDS[report["decision"]],
             headline=_headline(report),
             key=_key_figures(report),
-            findings=[_finding(entry) for entry in report["findings"]],
+            findings=[_finding(entry, _short(report["sources"])) for entry in report["findings"]],
             sides=SIDES,
             lengths=_lengths(report),
             labels=_labels(report),
@@ -86,10 +88,22 @@ def _key_figures(report: JSON) -> list[tuple[str, str]]:
     ]
 
 
-def _finding(entry: JSON) -> JSON:
-    examples = entry["examples"][:SHOWN]
+def _short(sources: list[JSON]) -> dict[str, str]:
+    """Folder -> nothing, where the names of the files alone tell them apart."""
+    paths = [PurePath(source["file"]) for source in sources]
+    alone = len({path.name for path in paths}) == len(paths)
+    return {f"{path.parent}/": "" for path in paths} if alone else {}
+
+
+def _finding(entry: JSON, short: dict[str, str]) -> JSON:
+    examples = [
+        {**example, **{key: _without(example[key], short) for key in ("place", "seen", "other")}}
+        for example in entry["examples"][:SHOWN]
+    ]
     return {
         **entry,
+        "why": _coded(entry["why"]),
+        "remedy": _coded(entry["remedy"]),
         "words": "waived" if entry["waived"] else SEVERITIES[entry["severity"]],
         "percent": f"{100 * entry['share']:.2g}",
         "mends": MENDS[entry["mend"]],
@@ -99,6 +113,20 @@ def _finding(entry: JSON) -> JSON:
         "paired": any(example["other"] for example in examples),
         "waived": mask(entry["waived"]) if entry["waived"] else None,
     }
+
+
+def _without(text: str, short: dict[str, str]) -> str:
+    for folder, name in short.items():
+        text = text.replace(folder, name)
+    return text
+
+
+def _coded(text: str) -> Markup:
+    """Words between backticks as code."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)
 
 
 def _lengths(report: JSON) -> list[JSON]:

@@ -79,7 +79,7 @@ def prepared_key(recipe: Recipe, tokenizer: Any, shape: Shape) -> str | None:
     text = file.read_bytes() if file is not None and file.is_file() else b""
     dated = b"strftime" in text or "strftime" in str(tokenizer.chat_template)
     return cache.key(
-        data=recipe.data.model_dump(mode="json"),
+        data=recipe.data.model_dump(mode="json", exclude={"gate"}),
         objective=None if recipe.objective is None else recipe.objective.model_dump(mode="json"),
         length=[recipe.training.max_length, recipe.training.on_over_long],
         template=[template, hashlib.sha256(text).hexdigest(), date.today().isoformat() if dated else ""],

@@ -195,7 +195,7 @@ def test_the_cache_holds_paths_and_hashes_and_nobody_elses_rows(saved_tiny, tmp_
     data = write_rows(tmp_path / "rows.jsonl", conversations(40))
     tune(recipe(saved_tiny("llama"), data), tmp_path / "first", past=past)
     notes = [path for path in past.rglob("*") if path.is_file()]
-    assert sorted(path.parent.name for path in notes) == ["base", "prepared", "reference"]
+    assert sorted(path.parent.name for path in notes) == ["base", "gate", "prepared", "reference"]
     for note in notes:
         assert sorted(json.loads(note.read_text())) == ["file", "sha256"]
     assert stat.S_IMODE(past.stat().st_mode) == 0o700

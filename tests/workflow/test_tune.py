@@ -100,7 +100,7 @@ def test_the_run_folder_holds_what_is_promised(tuned, case):
 
 
 MAY_BE_NONE = {"max_steps", "plus", "limit", "revision", "sha256", "tokenizer", "template", "remote_code", "layers",
-               "column", "system", "columns", "margin", "max_new_tokens"}  # fmt: skip
+               "column", "system", "columns", "margin", "max_new_tokens", "off"}  # fmt: skip
 
 
 def _left_out(tree, key=""):
