@@ -124,10 +124,13 @@ class Score(NamedTuple):
     """Findings before anything was planted."""
 
 
-def score(fault: str, rows: Sequence[Row], rate: float, *, seed: int = 7) -> Score:
+def score(fault: str, rows: Sequence[Row], rate: float, *, seed: int = 7) -> Score | None:
+    """None where no row can carry the fault."""
     rule = fault.split("/")[0]
     against = gate_faults_repeats.benchmark(rows) if rule == "contamination" else []
     planted = FAULTS[fault](rows, rate, seed)
+    if not planted.touched:
+        return None
     prepared = gate_faults_repeats.BEFORE.get(rule, list)(rows)
     before = {hit.row for hit in found(prepared, rule, against)}
     hits = found(planted.rows, rule, against)
@@ -156,9 +159,8 @@ def main() -> None:
                 continue
             rows = SETS[name](chosen.data)
             for rate in chosen.rates:
-                try:
-                    s = score(fault, rows, rate)
-                except IndexError:
+                s = score(fault, rows, rate)
+                if s is None:
                     continue
                 print(
                     f"| {fault} | {name} | {rate:g} | {s.planted} | {s.recall:.3f} | {s.precision:.3f} | {s.before} |",
