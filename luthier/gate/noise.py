@@ -32,7 +32,7 @@ RULES: dict[str, Rule] = {
         why="One question with two answers teaches the model to guess between them.",
         remedy="Decide which is right and correct or drop the other; look at both rows.",
         severity="warn",
-        thresholds={"similarity": 0.85, "overlap": 0.25},
+        thresholds={"similarity": 0.8, "overlap": 0.25},
         about="Rows that ask the same, or nearly (similarity as in near_duplicate, at least `similarity`) with the "
         "same numbers and under the same system turns, have no label in common, or answers that share less than "
         "`overlap` of their words (token F1). Errs where many different answers are right, as in stories.",
@@ -52,10 +52,10 @@ RULES: dict[str, Rule] = {
         remedy="Look at the rows in this order; the suggested label is what other rows speak for. Drop none unseen.",
         severity="warn",
         thresholds={"odds": 0.2, "sample": 200_000, "class_rows": 10},
-        about="A model that has not seen the row, nor any near duplicate or row of its group, thinks another "
-        "label likelier by the number of labels times `odds`, at least twice. Logistic regression in five folds, on TF-IDF of "
-        "words and characters in 300 dimensions, or on features of a model. Above `sample` rows, so many are drawn by "
-        "the hash of their text. Labels with fewer than `class_rows` rows are left out. Errs where labels overlap.",
+        about="A model that has not seen the row, nor any near duplicate or row of its group, thinks another label "
+        "likelier by the number of labels times `odds`, at least twice. Logistic regression in five folds, on TF-IDF "
+        "of words and characters in 300 dimensions, or on features of a model. Above `sample` rows, so many are drawn "
+        "by the hash of their text. Labels with fewer than `class_rows` rows are left out. Errs where labels overlap.",
     ),
     "label_doubt": Rule(
         title="label that is in doubt",
