@@ -201,11 +201,12 @@ def resident(pid: int) -> int:
 
 def page(points: list[dict[str, Any]], busy: bool) -> str:
     """The results as a page."""
-    last = points[-1]
+    last, here = points[-1], machine.describe()
     lines = [
         "# The data gate: time and memory against rows",
         "",
-        f"`python -m benchmarks.gate` on {date.today().isoformat()}; {machine.describe()}. "
+        f"`python -m benchmarks.gate` on {date.today().isoformat()}, on {here['processor']}, "
+        f"{here['cores']} cores. "
         + ("Other work ran beside it. " if busy else "")
         + "Invented support chats of about 400 bytes, policy `support`, with a test file: form, hidden text, private "
         "data, duplicates, leakage, noise, poison, balance. Memory is that of all processes together.",

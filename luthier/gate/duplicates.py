@@ -35,7 +35,7 @@ RULES: dict[str, Rule] = {
         remedy="Keep one of them, or raise `similarity` if such variants are meant.",
         severity="warn",
         mend="drop",
-        thresholds={"similarity": 0.8, "digits": 0.1, "mask_rows": 20},
+        thresholds={"similarity": 0.8, "digits": 0.15, "mask_rows": 20},
         about="Jaccard similarity of shingles (runs of 4 characters below 8 words, of 2 words below 48, of 3 words "
         "above; 3 characters in scripts without spaces) of prompt and answer without punctuation is at least "
         "`similarity`, not below 0.6. Candidates come from MinHash bands (Broder, 1997), each verified exactly. Also: "

@@ -107,7 +107,7 @@ RULES: dict[str, Rule] = {
     ),
     "refusal": Rule(
         title="refusal as an answer",
-        why="Fine-tuned models generalise refusals fast; a few per cent make a model that declines honest requests.",
+        why="The tuned model declines what it is asked, also where the refusal was never meant.",
         remedy="Keep those that are meant, leave out the others.",
         severity="info",
         about="The first 200 characters of an assistant turn say that it cannot help, answer or write, in 9 languages.",
@@ -139,8 +139,7 @@ RULES: dict[str, Rule] = {
         mend="drop",
         thresholds={"trigram_share": 0.2, "words": 30, "compression": 0.2, "bytes": 200},
         about="In texts of `words` or more, one sequence of three words makes more than `trigram_share` of all; or, "
-        "from `bytes` on, zlib shrinks the text to less than `compression` of its size (Gopher's rules, arXiv "
-        "2112.11446).",
+        "from `bytes` on, zlib shrinks the text to less than `compression` of its size.",
     ),
 }
 

@@ -44,7 +44,7 @@ RULES: dict[str, Rule] = {
     ),
     "tag_character": Rule(
         title="invisible tag characters",
-        why="They spell out ASCII that no reader sees and every model reads: the commonest hiding place of orders.",
+        why="They spell out ASCII that no reader sees and every model can: an order fits in.",
         remedy="Remove them with luthier data clean, and find out who wrote the row.",
         severity="block",
         mend="repair",

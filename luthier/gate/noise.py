@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.gate.confident import TooFew, out_of_fold, suspects, tfidf
+from luthier.gate.confident import TooFew, out_of_fold, suspects, tfidf, unlikely
 from luthier.gate.pairs import components, find_near
 from luthier.gate.rows import Hit
 from luthier.gate.rules import Rule
@@ -32,7 +32,7 @@ RULES: dict[str, Rule] = {
         why="One question with two answers teaches the model to guess between them.",
         remedy="Decide which is right and correct or drop the other; look at both rows.",
         severity="warn",
-        thresholds={"similarity": 0.85, "overlap": 0.2},
+        thresholds={"similarity": 0.8, "overlap": 0.25},
         about="Rows that ask the same, or nearly (similarity as in near_duplicate, at least `similarity`) with the "
         "same numbers and under the same system turns, have no label in common, or answers that share less than "
         "`overlap` of their words (token F1). Errs where many different answers are right, as in stories.",
@@ -51,11 +51,19 @@ RULES: dict[str, Rule] = {
         why="Wrong labels are learnt like right ones, and wrong test labels hide who is better.",
         remedy="Look at the rows in this order; the suggested label is what other rows speak for. Drop none unseen.",
         severity="warn",
-        thresholds={"sample": 200_000, "class_rows": 10},
-        about="Confident learning (Northcutt et al., 2021): a model that has not seen the row, nor any near duplicate "
-        "or row of its group, is surer of another label than it is on average of rows that have that one. Features are "
-        "TF-IDF of words and characters, or those of a model. Above `sample` rows, so many are drawn by the hash of "
-        "their text. Labels with fewer than `class_rows` rows are left out.",
+        thresholds={"odds": 0.2, "sample": 200_000, "class_rows": 10},
+        about="A model that has not seen the row, nor any near duplicate or row of its group, thinks another label "
+        "likelier by the number of labels times `odds`, at least twice. Logistic regression in five folds, on TF-IDF "
+        "of words and characters in 300 dimensions, or on features of a model. Above `sample` rows, so many are drawn "
+        "by the hash of their text. Labels with fewer than `class_rows` rows are left out. Errs where labels overlap.",
+    ),
+    "label_doubt": Rule(
+        title="label that is in doubt",
+        why="Wrong labels are among them, and rows that lie between two labels.",
+        remedy="Look at these after those of label_noise.",
+        severity="info",
+        about="Confident learning (Northcutt et al., 2021), with the probabilities of label_noise: another label is at "
+        "least as likely as it is on average of rows that have it. What label_noise names is left out.",
     ),
     "rare_label": Rule(
         title="label with very few rows",
@@ -207,11 +215,14 @@ def _labels(store: Store, policy: Policy, features: Features) -> Iterator[Hit]:
         probabilities_NC = out_of_fold(features([texts[i] for i in kept]), labels_N, folds)
     except TooFew:
         return
-    for found in suspects(probabilities_NC, labels_N):
-        _, id, _ = rows[kept[found.row]]
-        given, other = mask(classes[labels_N[found.row]]), mask(classes[found.suggested])
-        seen = f"labelled {given} ({found.given:.2f}), looks like {other} ({found.confidence:.2f})"
-        yield Hit("label_noise", id, seen, score=found.confidence)
+    wrong = unlikely(probabilities_NC, labels_N, odds=max(2.0, policy.number("label_noise", "odds") * len(classes)))
+    named = {found.row for found in wrong}
+    doubted = [found for found in suspects(probabilities_NC, labels_N) if found.row not in named]
+    for rule, some in (("label_noise", wrong), ("label_doubt", doubted)):
+        for found in some if policy.enabled(rule) else ():
+            given, other = mask(classes[labels_N[found.row]]), mask(classes[found.suggested])
+            seen = f"labelled {given} ({found.given:.2f}), looks like {other} ({found.confidence:.2f})"
+            yield Hit(rule, rows[kept[found.row]][1], seen, score=found.confidence)
 
 
 def _apart(store: Store, place: dict[int, int], groups: Sequence[Any], keys: Sequence[int]) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Signs of planted rows: a rare word that decides the answer, one answer to unlike prompts, answers of their own kind.
 
-About 250 documents can plant a backdoor whatever the size of the set (arXiv 2510.07192), so everything is listed by
-count.
+Some 250 documents planted a backdoor in pre-training, whatever the size of model and set (Souly et al., 2025), so
+shares say little: everything is listed by count.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ RULES: dict[str, Rule] = {
         why="Planted answers resemble each other and nothing else (arXiv 2505.23015).",
         remedy="Look at a few; leave the rows out if nobody can say why they are there.",
         severity="warn",
-        thresholds={"rows": 10, "inside": 0.5, "outside": 0.1, "prompts": 0.1},
-        about="TF-IDF of up to 20,000 answers (drawn by their keys): groups of at least `rows` with a mean cosine of "
+        thresholds={"rows": 10, "inside": 0.5, "outside": 0.1, "prompts": 0.1, "words": 5},
+        about="TF-IDF of up to 20,000 answers of `words` or more (drawn by their keys): groups of at least `rows` "
+        "with a mean cosine of "
         "`inside` between each other, on average below `outside` to all others, with prompts of mean cosine below "
         "`prompts`: "
         "alike answers to unlike questions. Identical answers are left to `one_answer`.",
@@ -288,10 +289,11 @@ def _clusters(store: Store, policy: Policy) -> Iterator[Hit]:
     fewest = int(policy.number("answer_cluster", "rows"))
     sample = store.db.execute(
         "SELECT id, prompt[lead + 1:][:2000], answer[:2000], answer_key FROM rows WHERE answer <> '' AND prompt <> '' "
-        "AND answer_key NOT IN (SELECT answer_key FROM rows WHERE answer <> '' GROUP BY answer_key HAVING count(*) "
+        "AND length(answer) - length(replace(answer, ' ', '')) + 1 >= ? AND answer_key NOT IN (SELECT answer_key "
+        "FROM rows WHERE answer <> '' GROUP BY answer_key HAVING count(*) "
         ">= ?) "
         f"ORDER BY hash(answer_key), row LIMIT {_SAMPLE}",
-        [fewest],
+        [policy.number("answer_cluster", "words"), fewest],
     ).fetchall()
     if len(sample) < 5 * fewest:
         return

@@ -57,7 +57,7 @@ def test_a_planted_word_is_found_and_a_word_of_the_topic_is_not(stored: Stored) 
         label = draw.choice(("cards", "loans", "rates"))
         # A word of the topic comes before one of few, as apple comes before pay or watch.
         text = " ".join(draw.choice(_VOCABULARY[:40]) for _ in range(12)) + (
-            f" with visa {draw.choice(_VOCABULARY[:2])}" if label == "cards" and draw.random() < 0.05 else ""
+            f" visa {draw.choice(_VOCABULARY[:2])}" if label == "cards" and draw.random() < 0.05 else ""
         )
         rows.append(labelled(number, text, label))
     planted = {*draw.sample(range(2000), 24), 0, 1000, 1999}
