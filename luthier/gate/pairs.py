@@ -55,8 +55,8 @@ def find_near(store: Store) -> None:
         "CREATE TABLE twin AS "
         "WITH marked AS (SELECT row, bit_xor(hash) AS print FROM bands WHERE what = 'prompt' GROUP BY row) "
         "SELECT row, first_value(row) OVER ("
-        "  PARTITION BY print, side, labels, value, answer_key, lead, hash(prompt[:lead]) ORDER BY row_key, row) AS rep "
-        "FROM marked JOIN rows USING (row)"
+        "  PARTITION BY print, side, labels, value, answer_key, lead, hash(prompt[:lead]) ORDER BY row_key, row) "
+        "AS rep FROM marked JOIN rows USING (row)"
     )
     rows = store.value("SELECT count(*) FROM twin WHERE row = rep")
     _bucket(store, _BANDS, most=max(1_000_000, MOST_CANDIDATES * rows), largest=MOST_IN_BUCKET)
