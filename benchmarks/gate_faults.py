@@ -42,13 +42,13 @@ def _labelled(number: int, text: str, label: str) -> Row:
     return Row(f"a:{number}", str(number), "a", number, "train", (Field("text", "text", text),), text, "", (label,))
 
 
-def banking77(data: Path) -> list[Row]:
-    with (data / "banking77/train.csv").open(newline="", encoding="utf-8") as file:
+def banking77(data: Path, name: str = "train") -> list[Row]:
+    with (data / f"banking77/{name}.csv").open(newline="", encoding="utf-8") as file:
         return [_labelled(n, row["text"], row["category"]) for n, row in enumerate(csv.DictReader(file), 1)]
 
 
-def mts_dialog(data: Path) -> list[Row]:
-    with (data / "mts-dialog/MTS-Dialog-TrainingSet.csv").open(newline="", encoding="utf-8-sig") as file:
+def mts_dialog(data: Path, name: str = "MTS-Dialog-TrainingSet.csv") -> list[Row]:
+    with (data / "mts-dialog" / name).open(newline="", encoding="utf-8-sig") as file:
         return [_chat(n, row["dialogue"], row["section_text"]) for n, row in enumerate(csv.DictReader(file), 1)]
 
 

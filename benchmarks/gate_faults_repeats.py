@@ -48,7 +48,8 @@ def edited(text: str, draw: random.Random) -> str | None:
     if len(words) < 20:
         return None
     for _ in range(min(len(words) // 20, 3)):
-        at = draw.randrange(len(words))
+        # Another number would be another question.
+        at = draw.choice([at for at, word in enumerate(words) if not any(map(str.isdigit, word))])
         words[at : at + draw.randrange(2)] = draw.choice(([], ["indeed"], ["really"], ["again"]))
     return " ".join(words)
 

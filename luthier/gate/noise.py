@@ -32,10 +32,11 @@ RULES: dict[str, Rule] = {
         why="One question with two answers teaches the model to guess between them.",
         remedy="Decide which is right and correct or drop the other; look at both rows.",
         severity="warn",
-        thresholds={"similarity": 0.8, "overlap": 0.25},
-        about="Rows that ask the same, or nearly (similarity as in near_duplicate, at least `similarity`) with the "
-        "same numbers and under the same system turns, have no label in common, or answers that share less than "
-        "`overlap` of their words (token F1). Errs where many different answers are right, as in stories.",
+        thresholds={"similarity": 0.75, "similarity_short": 0.85, "short": 18, "overlap": 0.25},
+        about="Rows that ask the same, or nearly (similarity as in near_duplicate, at least `similarity`, and "
+        "`similarity_short` below `short` words, where one word can make another question) with the same numbers and "
+        "under the same system turns, have no label in common, or answers that share less than `overlap` of their "
+        "words (token F1). Errs where many different answers are right, as in stories.",
     ),
     "contradictory_rating": Rule(
         title="contradictory rating",
@@ -93,7 +94,8 @@ def look(store: Store, policy: Policy, features: Features = tfidf) -> Iterator[H
 
 
 def _contradictions(store: Store, policy: Policy) -> Iterator[Hit]:
-    similarity, least = (policy.number("contradiction", name) for name in ("similarity", "overlap"))
+    names = ("similarity", "similarity_short", "short", "overlap")
+    similarity, similarity_short, short, least = (policy.number("contradiction", name) for name in names)
     found: dict[int, tuple[float, int, str]] = {}
     sql = (
         "SELECT a, b, asked, x.prompt[x.lead + 1:], y.prompt[y.lead + 1:], x.answer, y.answer, x.labels, y.labels "
@@ -101,9 +103,11 @@ def _contradictions(store: Store, policy: Policy) -> Iterator[Hit]:
         "WHERE asked >= ? AND system AND NOT near.answer AND x.prompt <> '' AND y.prompt <> '' "
         "AND (x.labels IS DISTINCT FROM y.labels OR x.answer_key <> y.answer_key)"
     )
-    for batch in store.batches(sql, 2_000, [similarity]):
+    for batch in store.batches(sql, 2_000, [min(similarity, similarity_short)]):
         for a, b, asked, prompt_a, prompt_b, answer_a, answer_b, labels_a, labels_b in batch:
-            if _numbers(prompt_a) != _numbers(prompt_b):
+            words = min(len(prompt_a.split()), len(prompt_b.split()))
+            needed = similarity_short if words < short else similarity
+            if asked < needed or _numbers(prompt_a) != _numbers(prompt_b):
                 continue
             seen = _opposed(answer_a, answer_b, labels_a, labels_b, least)
             for row, other in ((a, b), (b, a)) if seen else ():
