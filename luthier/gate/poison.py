@@ -6,7 +6,7 @@ shares say little: everything is listed by count.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations, pairwise
@@ -334,16 +334,15 @@ def _between(centre_W: Floats, size: int) -> float:
 
 def _grouped(vectors_NW: Any, least: float, fewest: int) -> Iterator[list[int]]:
     """Rows around leaders: the row with most neighbours first, then the next that is still free."""
-    near: dict[int, list[int]] = defaultdict(list)
+    near: dict[int, list[int]] = {}
     for start in range(0, vectors_NW.shape[0], 500):
-        block = (vectors_NW[start : start + 500] @ vectors_NW.T).tocoo()
-        close = block.data >= least
-        for row, column in zip(block.row[close], block.col[close], strict=True):
-            near[start + int(row)].append(int(column))
+        block = (vectors_NW[start : start + 500] @ vectors_NW.T).tocsr()
+        block.data[block.data < least] = 0
+        block.eliminate_zeros()
+        for row in np.flatnonzero(np.diff(block.indptr) >= fewest).tolist():
+            near[start + row] = block.indices[block.indptr[row] : block.indptr[row + 1]].tolist()
     taken: set[int] = set()
     for leader in sorted(near, key=lambda row: (-len(near[row]), row)):
-        if len(near[leader]) < fewest:
-            return
         if leader not in taken and len(members := [row for row in near[leader] if row not in taken]) >= fewest:
             taken.update(members)
             yield sorted(members)

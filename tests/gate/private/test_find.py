@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.gate.policy import Policy
 from luthier.gate.private import LEAST, RULES, find, look
 from luthier.gate.rows import Field, Row
 
@@ -195,7 +195,7 @@ def test_hits_name_the_field_and_hold_nothing_private() -> None:
         Field("answer", "assistant", "Thanks, jo@mail.org!"),
     )
     row = Row("0a1b2c3d:7", "", "a.jsonl", 7, "train", fields, fields[0].text, fields[1].text)
-    policy = SimpleNamespace(enabled=lambda rule: True, number=lambda rule, name: RULES[rule].thresholds[name])
+    policy = Policy()
     hits = list(look(row, policy))
     assert [(hit.rule, hit.path, hit.row) for hit in hits] == [
         ("card_number", "prompt", row.id),
@@ -208,9 +208,5 @@ def test_hits_name_the_field_and_hold_nothing_private() -> None:
 def test_a_policy_decides_what_is_looked_for() -> None:
     fields = (Field("text", "text", "Card 4111 1111 1111 1111, jo@mail.org, aged 71."),)
     row = Row("0a1b2c3d:7", "", "a.jsonl", 7, "train", fields, fields[0].text, "")
-    numbers = {("age", "above"): 65.0}
-    policy = SimpleNamespace(
-        enabled=lambda rule: rule != "email",
-        number=lambda rule, name: numbers.get((rule, name), RULES[rule].thresholds[name]),
-    )
+    policy = Policy.model_validate({"rules": {"email": "off", "age": {"above": 65}}})
     assert [hit.rule for hit in look(row, policy)] == ["card_number", "age"]
