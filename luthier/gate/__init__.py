@@ -9,8 +9,12 @@
     audit       the chain on one page: files -> rows -> hits -> findings -> decision
     clean       the same with the mends applied, and a ledger of every row that was changed or left out
 
-    form, hidden, private        rules that look at one row
-    duplicates, leakage, noise, poison, balance, fit, provenance     rules that look at the whole set
+    reading, fields, look, workers     files to rows, rows to tables, in several processes
+    summary, findings                  the store to a report and to a run's findings
+    version, diff, show                a clean data set as a file; two of them; one row
+
+    form, hidden, marked, private      rules that look at one row
+    duplicates, leakage, times, noise, poison, balance, fit, provenance     rules that look at the whole set
 
 Free of torch. Nothing here reaches a network. A rule's threshold stands in the table and may be set by the policy.
 """

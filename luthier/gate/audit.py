@@ -18,8 +18,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from luthier.gate import balance, duplicates, fit, leakage, noise, poison, provenance, summary
+from luthier.gate import balance, duplicates, fit, leakage, noise, poison, provenance, summary, times
 from luthier.gate.contamination import Reference
+from luthier.gate.findings import as_findings, message
 from luthier.gate.policy import Policy, dump_policy
 from luthier.gate.reading import Source, rows, size, sources
 from luthier.gate.rows import Hit, Row
@@ -135,12 +136,13 @@ def conclude(store: Store, policy: Policy, out: Path, found: Sequence[Source] = 
     _export(store, out)
     write_text(out / "policy.yaml", dump_policy(policy))
     write_json(out / "report.json", report)
-    return Audit(report["decision"], summary.as_findings(entries), report)
+    return Audit(report["decision"], as_findings(entries), report)
 
 
 SET_RULES: Mapping[str, Callable[..., Iterator[Hit]]] = {
     "duplicates": duplicates.look,
     "leakage": leakage.look,
+    "times": times.look,
     "noise": noise.look,
     "poison": poison.look,
     "balance": balance.look,
@@ -159,7 +161,7 @@ def decide(entries: Iterable[JSON]) -> Decision:
 
 def _report(entries: list[JSON], figures: JSON, found: Sequence[Source], policy: Policy) -> JSON:
     files = figures.pop("files")
-    reasons = [summary.message(entry) for entry in entries if entry["severity"] == "block" and not entry["waived"]]
+    reasons = [message(entry) for entry in entries if entry["severity"] == "block" and not entry["waived"]]
     return {
         "decision": decide(entries),
         "reasons": reasons,

@@ -100,9 +100,9 @@ def look_at(rows: Sequence[Row], policy: Policy, *, first: int) -> Tables:
 
 def row_rules() -> tuple[Look, ...]:
     """The topics that look at one row."""
-    from luthier.gate import form, hidden, private
+    from luthier.gate import form, hidden, marked, private
 
-    return (form.look, hidden.look, private.look)
+    return (form.look, hidden.look, marked.look, private.look)
 
 
 def hits_table(hits: Iterable[Hit]) -> arrow.Table:

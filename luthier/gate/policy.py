@@ -18,7 +18,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError, model_validator
 
@@ -43,6 +43,21 @@ class Setting(Part):
     thresholds: Mapping[str, float] = {}
 
 
+class Recogniser(Part):
+    """Presidio (extra `pii`) or GLiNER, with a model that lies on this machine."""
+
+    kind: Literal["presidio", "gliner"]
+    model: str | None = None
+    """Folder of the model; for Presidio also the name of an installed spaCy model."""
+    language: str = "en"
+
+    @model_validator(mode="after")
+    def _model_where_needed(self) -> Recogniser:
+        if self.kind == "gliner" and self.model is None:
+            raise ValueError("gliner needs `model`: the folder of a model")
+        return self
+
+
 class Policy(Part):
     """Every rule holds as it comes, except where `rules` says otherwise."""
 
@@ -56,6 +71,12 @@ class Policy(Part):
     """ISO 639-1 codes that are expected; empty: any."""
     terms: Mapping[str, tuple[str, ...]] = {}
     """Words that name a group of people, by group: `{women: [she, her], men: [he, his]}`."""
+    names: tuple[str, ...] = ()
+    """Names of people that are looked for as well: customers, patients."""
+    recogniser: Recogniser | None = None
+    """A model that finds names, where it is installed."""
+    markers: tuple[str, ...] = ()
+    """Phrases that forbid the use of a text: attorney-client privileged, material non-public information."""
     provenance: tuple[str, ...] = ()
     """What must be known of every row: source, licence, consent, owner, date."""
     sources: Mapping[str, Mapping[str, str]] = {}
@@ -113,15 +134,24 @@ class Policy(Part):
 _AS_IT_COMES = Setting()
 
 
+def policy_tree(name: str) -> JSON:
+    """What a policy's files say, merged and not yet checked.
+
+    Raises:
+        PolicyError: there is none.
+    """
+    return {"name": Path(name).stem, **_tree(name, Path(), seen=())}
+
+
 def load_policy(name: str = "default", *, waive: Sequence[Waiver] = ()) -> Policy:
     """A shipped policy or a file, with what it extends.
 
     Raises:
         PolicyError: there is none, or it names what does not exist.
     """
-    tree = _tree(name, Path(), seen=())
+    tree = policy_tree(name)
     try:
-        return Policy.model_validate({"name": Path(name).stem, **tree}).with_waivers(waive)
+        return Policy.model_validate(tree).with_waivers(waive)
     except ValidationError as error:
         raise _explained(error, where=name) from None
 
@@ -216,7 +246,18 @@ def _setting(name: str, value: Any) -> Any:
             raise ValueError(f"{name}: there is no threshold {key}{_meant(key, [*known, *own])}")
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise ValueError(f"{name}.{key}: write a number")
+    _fits(name, value.get("action"))
     return {key: value[key] for key in own if key in value} | {"thresholds": numbers}
+
+
+def _fits(name: str, action: Any) -> None:
+    """Refuses a mend that has nothing to work on."""
+    from luthier.gate.private import RULES as PRIVATE
+
+    if action in ("redact", "pseudonym") and name not in PRIVATE:
+        raise ValueError(f"{name}.action: only private data can be replaced; write drop or none")
+    if action == "repair" and rules()[name].mend != "repair":
+        raise ValueError(f"{name}.action: this cannot be repaired; write drop or none")
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from luthier.gate.findings import place
 from luthier.gate.policy import Policy
 from luthier.gate.reading import Source
 from luthier.gate.store import Store
 from luthier.gate.table import rules
 from luthier.masking import mask
-from luthier.types import JSON, SIDES, Finding
+from luthier.types import JSON, SIDES
 
 EXAMPLES = 20
 """Of each finding; the others are in findings.parquet."""
@@ -97,33 +98,6 @@ def _examples(store: Store, rule: str) -> Iterator[JSON]:
             "score": score,
             "other": place(other_file, other_line) if other_file else mask(other),
         }
-
-
-def place(file: str, line: int) -> str:
-    return f"{file}:{line}" if line else file
-
-
-def as_findings(found: Sequence[JSON]) -> list[Finding]:
-    """The same for a run's record. A waived rule no longer blocks, and says why."""
-    return [
-        Finding(
-            rule=entry["rule"],
-            severity="warn" if entry["waived"] and entry["severity"] == "block" else entry["severity"],
-            message=message(entry),
-            remedy=entry["remedy"],
-            examples=tuple(example["place"] for example in entry["examples"] if example["place"]),
-            count=entry["count"],
-            share=entry["share"],
-        )
-        for entry in found
-    ]
-
-
-def message(entry: JSON) -> str:
-    """`12 rows (0.3 %): near duplicate. Why it matters.`"""
-    waived = f" Waived: {mask(entry['waived'])}." if entry["waived"] else ""
-    rows = "1 row" if entry["count"] == 1 else f"{entry['count']:,} rows"
-    return f"{rows} ({100 * entry['share']:.2g} %): {entry['title']}. {entry['why']}{waived}"
 
 
 def figures(store: Store) -> JSON:

@@ -18,11 +18,14 @@ def rules() -> dict[str, Rule]:
         hidden,
         intake,
         leakage,
+        marked,
         noise,
         poison,
         private,
         provenance,
+        times,
     )
 
-    topics = (intake, form, hidden, private, duplicates, leakage, noise, poison, balance, fit, provenance)
+    rows, sets = (intake, form, hidden, marked, private), (duplicates, leakage, times, noise, poison, balance, fit)
+    topics = (*rows, *sets, provenance)
     return {name: rule for topic in topics for name, rule in topic.RULES.items()}

@@ -19,6 +19,7 @@ from luthier.errors import DataError
 from luthier.recipe import Recipe
 from luthier.runs.folder import read_json, storage
 from luthier.types import SIDES, Finding
+from luthier.workflow import reuse
 from luthier.workflow.tell import Tell
 
 KIND, FOLDER = "gate", "gate"
@@ -34,44 +35,45 @@ def pass_gate(
     Raises:
         PolicyError: there is no such policy, or no such rule to waive.
     """
-    # Only here: a run without the gate imports neither DuckDB nor the rules.
-    from luthier.gate import audit, summary
-    from luthier.gate.policy import load_policy
-
     asked = recipe.data.gate
     if asked.off is not None:
         return [Finding("gate_off", "warn", f"The data gate did not look at the rows: {asked.off}", "")]
-    policy = load_policy(asked.policy, waive=asked.waive)
+    # Imported here and below: a run without the gate, or with the result of an earlier one, needs neither DuckDB nor
+    # the rules.
+    from luthier.gate.findings import as_findings
+    from luthier.gate.policy import load_policy, policy_tree
+
     key = cache.key(
-        policy=policy.model_dump(mode="json"),
+        policy=policy_tree(asked.policy),
+        waive=[waiver.model_dump() for waiver in asked.waive],
         files=dict(loaded.sha256),
         data=recipe.data.model_dump(mode="json", exclude={"gate"}),
         sides=hashlib.sha256(loaded.sides.tobytes()).hexdigest(),
-        tokens=_tokenizer(tokenizer),
+        tokens=reuse.tokenizer_hash(tokenizer),
     )
     out = folder / FOLDER
     earlier = cache.recall(past, KIND, key) if past is not None else None
     if earlier is not None and _taken(earlier.parent, out):
-        report = read_json(out / "report.json")
-    else:
-        sources = _sources(recipe, loaded)
-        store = audit.look_through(
-            _rows(loaded, sources),
-            policy,
-            out / audit.WORK,
-            sources,
-            workers=0 if len(loaded.store) <= SMALL else 2,
-            given=_given(tokenizer),
-            progress=lambda what, done, total: tell({"event": "progress", "what": what, "done": done, "total": total}),
-        )
-        with store:
-            report = audit.conclude(store, policy, out, sources).report
-        if past is not None:
-            cache.remember(past, KIND, key, out / "report.json")
+        return as_findings(read_json(out / "report.json")["findings"])
+    from luthier.gate import audit
     from luthier.report.gate import write_page
 
+    policy, sources = load_policy(asked.policy, waive=asked.waive), _sources(recipe, loaded)
+    store = audit.look_through(
+        _rows(loaded, sources),
+        policy,
+        out / audit.WORK,
+        sources,
+        workers=0 if len(loaded.store) <= SMALL else 2,
+        given=_given(tokenizer),
+        progress=lambda what, done, total: tell({"event": "progress", "what": what, "done": done, "total": total}),
+    )
+    with store:
+        findings = audit.conclude(store, policy, out, sources).findings
     write_page(out)
-    return summary.as_findings(report["findings"])
+    if past is not None:
+        cache.remember(past, KIND, key, out / "report.json")
+    return findings
 
 
 def beside_gate(findings: Sequence[Finding], seen: Sequence[Finding]) -> list[Finding]:
@@ -139,12 +141,6 @@ def _given(tokenizer: Any) -> dict[str, dict[str, Callable[..., Any]]]:
     return {"fit": {"fit": lambda store, policy: measure(store, policy, pieces, unknown=unknown)}}
 
 
-def _tokenizer(tokenizer: Any) -> str | None:
-    from luthier.workflow.reuse import tokenizer_hash
-
-    return tokenizer_hash(tokenizer)
-
-
 def _taken(earlier: Path, out: Path) -> bool:
     """Copies what an earlier run's gate wrote; False where a file of it is gone."""
     beside = out.with_name(f".{out.name}.partial")
@@ -152,7 +148,7 @@ def _taken(earlier: Path, out: Path) -> bool:
         shutil.rmtree(beside, ignore_errors=True)
         try:
             beside.mkdir(parents=True)
-            for name in ("report.json", "findings.parquet", "policy.yaml"):
+            for name in ("report.json", "report.html", "findings.parquet", "policy.yaml"):
                 shutil.copyfile(earlier / name, beside / name)
         except FileNotFoundError:
             shutil.rmtree(beside)

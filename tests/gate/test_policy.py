@@ -73,3 +73,16 @@ def test_a_waiver_takes_its_reason_along() -> None:
     policy = load_policy("default", waive=[Waiver(rule="leak", reason="the test file is a copy on purpose")])
     assert policy.waived("leak") == "the test file is a copy on purpose"
     assert policy.waived("duplicate") is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "action"), [("near_duplicate", "redact"), ("leak", "pseudonym"), ("email", "repair"), ("leak", "repair")]
+)
+def test_a_mend_that_has_nothing_to_work_on_is_refused(tmp_path: Path, rule: str, action: str) -> None:
+    with pytest.raises(PolicyError, match=f"{rule}.action"):
+        load_policy(write(tmp_path, f"rules: {{{rule}: {{action: {action}}}}}"))
+
+
+def test_a_recogniser_that_needs_a_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="gliner needs"):
+        load_policy(write(tmp_path, "recogniser: {kind: gliner}"))

@@ -17,9 +17,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
-from luthier.gate.private import contact, evidence, health, money, names, national, postal, secrets, shapes
+from luthier.gate.private import (
+    contact,
+    evidence,
+    gliner,
+    health,
+    money,
+    names,
+    national,
+    postal,
+    presidio,
+    secrets,
+    shapes,
+)
 from luthier.gate.private.reserved import pseudonyms
 from luthier.gate.private.spans import Span, View, settle, view
 from luthier.gate.private.table import RULES
@@ -36,12 +48,31 @@ _DIGIT = re.compile(r"\d")
 _TABLE = shapes.by_size((*money.SHAPES, *national.SHAPES, *health.SHAPES))
 
 
+class Settings(Protocol):
+    """What is asked of a `gate.policy.Recogniser`."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def language(self) -> str: ...
+
+
 class Policy(Protocol):
     """What is asked of a `gate.policy.Policy`."""
 
     def enabled(self, rule: str) -> bool: ...
 
     def number(self, rule: str, threshold: str) -> float: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def recogniser(self) -> Settings | None: ...
 
 
 def find(
@@ -82,9 +113,9 @@ def find(
 
 def look(row: Row, policy: Policy) -> Iterator[Hit]:
     """A hit for each span of each field; what is private stays out of it."""
-    least, oldest = _settings(policy)
+    said = _settings(policy)
     for field in row.fields:
-        for span in find(field.text, least=least, oldest=oldest):
+        for span in find(field.text, **said):
             proof = ", its check agrees" if span.checked else ""
             length = span.end - span.start
             seen = f"{RULES[span.kind].title} of {length} characters{proof}, confidence {span.confidence:.2f}"
@@ -124,13 +155,25 @@ def _found(seen: View, least: Mapping[str, float], oldest: float, known: re.Patt
     yield from health.ages(seen, oldest)
 
 
-_last: tuple[Policy | None, tuple[Mapping[str, float], float]] = (None, (LEAST, 89))
+_last: tuple[Policy | None, dict[str, Any]] = (None, {})
 
 
-def _settings(policy: Policy) -> tuple[Mapping[str, float], float]:
-    """Thresholds of the enabled kinds and the oldest age, read once for a policy and not for each row."""
+def _settings(policy: Policy) -> dict[str, Any]:
+    """The arguments of `find` that a policy sets, read once for a policy and not for each row."""
     global _last
     if _last[0] is not policy:
-        least = {kind: policy.number(kind, "confidence") for kind in RULES if policy.enabled(kind)}
-        _last = (policy, (least, policy.number("age", "above")))
+        said = {
+            "least": {kind: policy.number(kind, "confidence") for kind in RULES if policy.enabled(kind)},
+            "oldest": policy.number("age", "above"),
+            "known": names.known_names(policy.names),
+            "recognisers": () if policy.recogniser is None else (_recogniser(policy.recogniser),),
+        }
+        _last = (policy, said)
     return _last[1]
+
+
+def _recogniser(wanted: Settings) -> Recogniser:
+    if wanted.kind == "gliner":
+        assert wanted.model is not None, "a policy refuses GLiNER without a model"
+        return gliner.recogniser(wanted.model)
+    return presidio.recogniser(wanted.model, language=wanted.language)
