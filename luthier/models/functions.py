@@ -22,8 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from luthier import kernels
 from luthier.batch import wide
 from luthier.kernels.plain import Drop
-from luthier.models.adapters import Parts, dense_weight, parts
 from luthier.models.attention import fresh_drop
+from luthier.models.lora import Parts, dense_weight, parts
 
 
 class Scale(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from luthier.batch import Batch, Below, Signals
 from luthier.models import adapters
-from luthier.models.adapters import LoraLinear, dense_weight
+from luthier.models.lora import LoraLinear, dense_weight
 from luthier.models.lower import untrained
 from luthier.models.policy import Policy, fast_stack
 from luthier.recipe import Lora

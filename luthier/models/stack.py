@@ -22,9 +22,9 @@ from luthier.batch import wide
 from luthier.kernels import native, plain
 from luthier.kernels.plain import GELU_TANH, SILU, Rule, Segments
 from luthier.kernels.step import Layer, Linear, Norm, Steps
-from luthier.models.adapters import column_scale, dense_weight, parts
 from luthier.models.attention import KeyValues, fresh_drop, rotary_attention
 from luthier.models.functions import Scale, embed, gated, norm, project
+from luthier.models.lora import column_scale, dense_weight, parts
 from luthier.models.quantised import QuantisedLinear
 
 _ACTIVATIONS = {"silu": SILU, "gelu_pytorch_tanh": GELU_TANH}

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.models.adapters import LoraLinear, dense_weight, trained
+from luthier.models.adapters import trained
+from luthier.models.lora import LoraLinear, dense_weight
 from luthier.models.peft_methods import by_peft
 from luthier.types import Sequence as Document
 

@@ -1,6 +1,7 @@
 """PEFT's other methods on packed rows: the numbers of PEFT's own forward pass, gradients, and files either way."""
 
 import copy
+import os
 
 import peft
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from luthier.errors import ModelError, RecipeError
 from luthier.export.merge import merge
-from luthier.models import adapters, peft_methods
+from luthier.models import adapters, lora, peft_methods
 from luthier.models.attention import Layout
 from luthier.models.load import Head
 from luthier.models.peft_files import load_adapter, save_adapter, tensors
@@ -81,6 +82,14 @@ def filled(tiny, method, family=None, dtype=torch.float32, spread=0.05):
         for parameter in adapters.trained(model).values():
             parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     return subject
+
+
+def test_no_method_leaves_a_compiler_in_the_environment(tiny, monkeypatch):
+    """BOFT would: what is compiled in child processes is then made with another compiler, and rounds otherwise."""
+    monkeypatch.setenv("CC", "mine")
+    monkeypatch.delenv("CXX", raising=False)
+    filled(tiny, "boft")
+    assert (os.environ["CC"], os.environ.get("CXX")) == ("mine", None)
 
 
 def states(subject, documents=DOCUMENTS):
@@ -283,10 +292,10 @@ def test_a_layer_of_pefts_is_not_taken_apart(tiny):
     model = tiny("llama")
     adapters.attach(model, adapter("ia3"), seed=0)
     layer = adapters.layer_list(model)[0]
-    assert adapters.parts(layer.self_attn.q_proj) is None
-    assert adapters.parts(layer.self_attn.k_proj) is not None
+    assert lora.parts(layer.self_attn.q_proj) is None
+    assert lora.parts(layer.self_attn.k_proj) is not None
     adapters.attach(other := tiny("llama"), Lora(rank=2), seed=0)
-    assert adapters.parts(adapters.layer_list(other)[0].self_attn.q_proj).A.shape == (2, 64)
+    assert lora.parts(adapters.layer_list(other)[0].self_attn.q_proj).A.shape == (2, 64)
 
 
 def test_peft_reads_a_folder_whose_settings_are_all_defaults(tiny, tmp_path):

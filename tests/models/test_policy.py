@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier.data.pack import pack
-from luthier.models import adapters
+from luthier.models import adapters, lora
 from luthier.models.policy import policy, verify
 from luthier.objectives import OBJECTIVES
 from luthier.recipe import Lora
@@ -89,7 +89,7 @@ def test_the_fused_adapter_has_the_gradients_of_the_formula(tiny, family, rslora
         update = x @ self.lora_A.t() @ self.lora_B.t()
         return self.base(x) + self.scale * update
 
-    class Literal(adapters.LoraLinear):
+    class Literal(lora.LoraLinear):
         forward = literal
 
     for _, layer in adapters.lora_layers(model):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from luthier.data.pack import pack
 from luthier.errors import RecipeError
 from luthier.export.merge import merge
-from luthier.models import adapters, starts
+from luthier.models import adapters, lora, starts
 from luthier.models.attention import Layout
 from luthier.models.peft_files import load_adapter, save_adapter
 from luthier.models.policy import policy
@@ -229,12 +229,12 @@ def test_fused_parts_compute_the_layer(tiny):
         for family in FAMILIES:
             model = trained_a_little(attached(tiny, adapter, family, quantise=quantise))
             for _, layer in adapters.lora_layers(model):
-                told = adapters.parts(layer)
-                weight = adapters.dense_weight(told.base)
+                told = lora.parts(layer)
+                weight = lora.dense_weight(told.base)
                 x = torch.randn(3, weight.shape[1])
                 y = x @ weight.t() + told.scale * (x @ told.A.t() @ told.B.t())
                 if told.magnitude is not None:
-                    y = y * adapters.column_scale(weight, told.A, told.B, told.scale, told.magnitude)
+                    y = y * lora.column_scale(weight, told.A, told.B, told.scale, told.magnitude)
                 y = y if told.bias is None else y + told.bias
                 torch.testing.assert_close(layer(x), y, rtol=1e-5, atol=1e-5)
                 assert not told.trained
@@ -243,12 +243,12 @@ def test_fused_parts_compute_the_layer(tiny):
 def test_parts_are_not_told_where_more_is_computed(tiny):
     model = attached(tiny, Lora(rank=2, init="pissa"))
     layer = next(layer for _, layer in adapters.lora_layers(model))
-    assert adapters.parts(layer) is not None
+    assert lora.parts(layer) is not None
     with adapters.disabled(model):
-        assert adapters.parts(layer) is None, "what left the base has to be added"
+        assert lora.parts(layer) is None, "what left the base has to be added"
     layer.register_forward_hook(lambda *_: None)
-    assert adapters.parts(layer) is None
-    assert adapters.parts(torch.nn.LayerNorm(3)) is None
+    assert lora.parts(layer) is None
+    assert lora.parts(torch.nn.LayerNorm(3)) is None
 
 
 def test_a_batch_of_the_chain_trains_every_start(tiny):
