@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -24,6 +25,8 @@ from luthier.cache import root
 
 SOURCES = Path(__file__).with_name("native")
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi", "-fopenmp", "-fPIC")
+_STANDARD = ("-lstdc++",) if sys.platform == "linux" else ()
+"""A compiler that is named as C's (CXX=gcc) does not link C++'s library by itself."""
 SWITCH = "LUTHIER_KERNELS"
 """Set to `plain` to do without the compiled functions."""
 
@@ -74,7 +77,7 @@ def _compiled(compiler: str) -> Path:
         commands = [[compiler, *OPTIONS, "-c", str(a), "-o", b] for a, b in zip(sources, objects, strict=True)]
         with ThreadPoolExecutor() as pool:
             list(pool.map(_run, commands))
-        _run([compiler, *OPTIONS, "-shared", *objects, *_openmp(), "-o", str(beside)])
+        _run([compiler, *OPTIONS, "-shared", *objects, *_openmp(), *_STANDARD, "-o", str(beside)])
         os.replace(beside, target)
     return target
 

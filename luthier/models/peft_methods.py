@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +99,7 @@ def attach(model: Any, adapter: Peft, *, seed: int, head: tuple[str, ...] = (), 
     prompt, output = adapter.method in PROMPTS, model.get_output_embeddings()
     if prompt:
         _check_prompt(model, adapter.method, head)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), _compilers_kept(), warnings.catch_warnings():
         # How PEFT asks transformers is between the two, and nothing that a user could change.
         warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(seed)
@@ -134,6 +135,21 @@ def attach(model: Any, adapter: Peft, *, seed: int, head: tuple[str, ...] = (), 
         from transformers import AttentionInterface
 
         AttentionInterface.register(NAME, attend_behind_prefix)
+
+
+@contextmanager
+def _compilers_kept() -> Iterator[None]:
+    """BOFT names a compiler in the environment and leaves it there where its extension cannot be built; whatever is
+    compiled afterwards, here or in a child process, would be made with it."""
+    before = {name: os.environ.get(name) for name in ("CC", "CXX")}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _config_class(method: str) -> Any:

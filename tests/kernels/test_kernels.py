@@ -1,6 +1,7 @@
 """The compiled inner loops against their definition: equal to float64 rounding, whatever the sizes, masks and trees."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -199,3 +200,12 @@ def test_without_a_compiler_torch_computes_and_the_reason_is_known():
         out = subprocess.run([sys.executable, "-c", code], env={**os.environ, **switch}, capture_output=True, text=True)
         assert out.stdout.startswith("luthier.kernels.plain")
         assert word in out.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+def test_a_compiler_that_is_named_as_that_of_c_will_do(tmp_path):
+    code = "import torch; from luthier import kernels as k; print(k.of(torch.ones(1)).__name__, k.build.reason())"
+    env = {**os.environ, "CXX": "gcc", "LUTHIER_CACHE": str(tmp_path)}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert out.stdout.split() == ["luthier.kernels.native"]
