@@ -7,16 +7,19 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+# A file of tests stays in one process: what its tests share is made once. More than four would want much memory.
+JOBS := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 .PHONY: demo test quick check format bench reference
 
 demo: $(STAMP)
 	$(BIN)/luthier demo
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest $(JOBS) -m "not gpu"
 
 quick: $(STAMP)
-	$(BIN)/pytest -m "not gpu and not slow and not models and not shared_data" --hypothesis-profile=quick
+	$(BIN)/pytest $(JOBS) -m "not gpu and not slow and not models and not shared_data" --hypothesis-profile=quick
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -41,6 +41,14 @@ Benchmarks = Annotated[
 Workers = Annotated[
     int, typer.Option("--workers", metavar="N", min=0, help="Processes that look at rows; the result is the same.")
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Look at rows on this Ray cluster instead: auto, HOST:PORT. Needs the extra `ray`.",
+    ),
+]
 DECISIONS = {"pass": "green", "warnings": "yellow", "blocked": "red"}
 SENTENCES = {
     "pass": "pass: nothing that these rules look for stands in the way of training",
@@ -63,6 +71,7 @@ def audit(
         typer.Option("--out", metavar="DIR", help="Where the report goes. Left out: a new one under audits/."),
     ] = None,
     workers: Workers = 2,
+    ray: Ray = None,
     json: Json = False,
 ) -> int:
     """Say what is in the rows; exit code 1 where the policy forbids to train on them.
@@ -83,7 +92,7 @@ def audit(
             folder,
             against=against or (),
             benchmarks=benchmark or (),
-            workers=workers,
+            workers=ray or workers,
             progress=_teller(tell),
         )
         page = write_page(folder)
@@ -109,6 +118,7 @@ def clean(
         ),
     ] = None,
     workers: Workers = 2,
+    ray: Ray = None,
     json: Json = False,
 ) -> int:
     """Write the rows with the policy's mends, and a ledger of all that was changed or left out.
@@ -130,7 +140,7 @@ def clean(
             out,
             against=against or (),
             key=lambda: load_key(key or _key(), outside=out.parent),
-            workers=workers,
+            workers=ray or workers,
             progress=_teller(tell),
         )
         write_page(stage.beside(out, ".audit"))
@@ -148,6 +158,7 @@ def diff(
     b: Annotated[str, typer.Argument(metavar="B", help="A file or a folder.")],
     policy: PolicyName = "default",
     workers: Workers = 2,
+    ray: Ray = None,
     json: Json = False,
 ) -> int:
     """Compare two versions of a data set.
@@ -162,7 +173,7 @@ def diff(
         from luthier.gate import diff as stage
         from luthier.gate.policy import load_policy
 
-        found = stage.diff([a], [b], load_policy(policy), Path(work), workers=workers, progress=_teller(tell))
+        found = stage.diff([a], [b], load_policy(policy), Path(work), workers=ray or workers, progress=_teller(tell))
     if json:
         screen.print_json(found.as_dict())
     else:

@@ -9,7 +9,8 @@
     audit       the chain on one page: files -> rows -> hits -> findings -> decision
     clean       the same with the mends applied, and a ledger of every row that was changed or left out
 
-    reading, fields, look, workers     files to rows, rows to tables, in several processes
+    reading, fields, look              files to rows, rows to tables
+    workers, cluster                   that in several processes, on several machines
     summary, findings                  the store to a report and to a run's findings
     version, diff, show                a clean data set as a file; two of them; one row
 

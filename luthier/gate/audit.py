@@ -54,7 +54,7 @@ def audit(
     given: Given | None = None,
     columns: Columns | None = None,
     format: Format | None = None,
-    workers: int = 2,
+    workers: int | str = 2,
     progress: Progress | None = None,
 ) -> Audit:
     """Looks through files and writes what was found into `out`.
@@ -102,7 +102,7 @@ def look_through(
     folder: Path,
     found: Sequence[Source] = (),
     *,
-    workers: int = 2,
+    workers: int | str = 2,
     given: Given | None = None,
     progress: Progress | None = None,
 ) -> Store:

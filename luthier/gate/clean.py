@@ -87,7 +87,7 @@ def clean(
     key: Callable[[], bytes],
     columns: Columns | None = None,
     format: Format | None = None,
-    workers: int = 2,
+    workers: int | str = 2,
     progress: Progress | None = None,
 ) -> Cleaned:
     """Writes the mended rows of `files` to `out`, its ledger and its audit beside it.

@@ -47,7 +47,7 @@ def diff(
     policy: Policy,
     work: Path,
     *,
-    workers: int = 2,
+    workers: int | str = 2,
     progress: Progress | None = None,
 ) -> Diff:
     """Compares files or folders `a` with `b`. `work` is an empty folder for what is written on the way."""

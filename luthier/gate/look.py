@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as arrow
+from pyarrow import parquet
 
 from luthier.gate.language import teller
 from luthier.gate.policy import Policy
 from luthier.gate.rows import Hit, Row
 from luthier.gate.text import forms
+from luthier.runs.folder import storage
 
 Look = Callable[[Row, Policy], Iterator[Hit]]
 
@@ -96,6 +99,17 @@ def look_at(rows: Sequence[Row], policy: Policy, *, first: int) -> Tables:
             hit for row in rows for look in row_rules() for hit in look(row, policy) if policy.enabled(hit.rule)
         ),
     )
+
+
+def write_tables(tables: Tables, folder: Path, *, number: int) -> None:
+    """Writes the tables of chunk `number` where a store has them.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    with storage(folder):
+        for name, table in tables._asdict().items():
+            parquet.write_table(table, folder / name / f"{number:06}.parquet", compression="zstd", compression_level=1)
 
 
 def row_rules() -> tuple[Look, ...]:

@@ -15,16 +15,19 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 from pyarrow import parquet
 
-from luthier.gate.look import hits_table, look_at
+from luthier.gate.look import hits_table, look_at, write_tables
 from luthier.gate.policy import Policy
 from luthier.gate.rows import Hit, Row
 from luthier.gate.workers import Workers
 from luthier.runs.folder import storage
+
+if TYPE_CHECKING:
+    from luthier.gate.cluster import Cluster
 
 CHUNK_ROWS = 4000
 CHUNK_CHARACTERS = 4 << 20
@@ -120,17 +123,18 @@ def write_store(
     folder: Path,
     policy: Policy,
     *,
-    workers: int = 2,
+    workers: int | str = 2,
     chunk_rows: int = CHUNK_ROWS,
     chunk_characters: int = CHUNK_CHARACTERS,
 ) -> Store:
     """Writes rows, and hits about rows that could not be read, into a new folder, and opens it.
 
     Args:
-        workers: processes besides this one; one chunk alone is looked at here.
+        workers: processes besides this one, or the address of a Ray cluster; one chunk alone is looked at here.
 
     Raises:
         StorageError: the disk is full.
+        InputError: no such cluster.
     """
     began = time.monotonic()
     with storage(folder):
@@ -139,21 +143,21 @@ def write_store(
         for name in (*TABLES, "spill"):
             (folder / name).mkdir()
     unread = HitWriter(folder, "unread")
-    pool: Workers | None = None
+    pool: Workers | Cluster | None = None
     first = number = 0
     try:
         for rows, last in _last_marked(_chunks(items, unread, chunk_rows, chunk_characters)):
             if pool is None and workers and not last:
-                pool = Workers(workers, policy, folder)
+                pool = _pool(workers, policy, folder)
             if pool is None:
-                write_chunk(rows, policy, folder, first=first, number=number)
+                write_tables(look_at(rows, policy, first=first), folder, number=number)
             else:
                 pool.put(rows, first=first, number=number)
             first, number = first + len(rows), number + 1
         if pool is not None:
             pool.finish()
         if number == 0:
-            write_chunk([], policy, folder, first=0, number=0)
+            write_tables(look_at([], policy, first=0), folder, number=0)
         unread.flush()
         return Store(folder, began=began)
     except BaseException:
@@ -164,11 +168,12 @@ def write_store(
             pool.close()
 
 
-def write_chunk(rows: Sequence[Row], policy: Policy, folder: Path, *, first: int, number: int) -> None:
-    """Writes the three tables of a chunk."""
-    with storage(folder):
-        for name, table in look_at(rows, policy, first=first)._asdict().items():
-            parquet.write_table(table, folder / name / f"{number:06}.parquet", compression="zstd", compression_level=1)
+def _pool(workers: int | str, policy: Policy, folder: Path) -> Workers | Cluster:
+    if isinstance(workers, int):
+        return Workers(workers, policy, folder)
+    from luthier.gate.cluster import Cluster
+
+    return Cluster(workers, policy, folder)
 
 
 def _chunks(items: Iterable[Row | Hit], unread: HitWriter, most_rows: int, most_characters: int) -> Iterator[list[Row]]:

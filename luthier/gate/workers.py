@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from luthier.errors import LuthierError, OutOfMemory
+from luthier.gate.look import look_at, write_tables
 from luthier.gate.policy import Policy
 from luthier.gate.rows import Row
 
@@ -92,8 +93,6 @@ class Workers:
 
 def serve() -> None:
     """What a worker does: a policy and a folder first, then chunks until the pipe closes."""
-    from luthier.gate.store import write_chunk
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # What a library prints must not end up among the answers.
@@ -106,14 +105,14 @@ def serve() -> None:
         except EOFError:
             return
         try:
-            write_chunk(rows, policy, Path(folder), first=first, number=number)
+            write_tables(look_at(rows, policy, first=first), Path(folder), number=number)
             failed = ""
         except Exception as error:
-            failed = _where(error)
+            failed = where(error)
         _send(outgoing, failed)
 
 
-def _where(error: Exception) -> str:
+def where(error: Exception) -> str:
     """The kind of an error and the lines it passed; its message could quote a row."""
     import traceback
 

@@ -63,7 +63,7 @@ def _compiled(compiler: str) -> Path:
     real = Path(shutil.which(compiler) or compiler).resolve()
     built = f"{real} {real.stat().st_mtime_ns} {real.stat().st_size}"
     files = sorted(SOURCES.iterdir())
-    digest = hashlib.sha256("\0".join((built, *OPTIONS, machine.instructions())).encode())
+    digest = hashlib.sha256("\0".join((built, *OPTIONS, *_STANDARD, machine.instructions())).encode())
     for file in files:
         digest.update(file.read_bytes())
     target = root() / "kernels" / f"{digest.hexdigest()[:16]}.so"

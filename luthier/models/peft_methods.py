@@ -99,7 +99,7 @@ def attach(model: Any, adapter: Peft, *, seed: int, head: tuple[str, ...] = (), 
     prompt, output = adapter.method in PROMPTS, model.get_output_embeddings()
     if prompt:
         _check_prompt(model, adapter.method, head)
-    with torch.random.fork_rng(devices=[]), _compilers_kept(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), compilers_kept(), warnings.catch_warnings():
         # How PEFT asks transformers is between the two, and nothing that a user could change.
         warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(seed)
@@ -138,7 +138,7 @@ def attach(model: Any, adapter: Peft, *, seed: int, head: tuple[str, ...] = (), 
 
 
 @contextmanager
-def _compilers_kept() -> Iterator[None]:
+def compilers_kept() -> Iterator[None]:
     """BOFT names a compiler in the environment and leaves it there where its extension cannot be built; whatever is
     compiled afterwards, here or in a child process, would be made with it."""
     before = {name: os.environ.get(name) for name in ("CC", "CXX")}

@@ -18,6 +18,7 @@ from luthier.batch import Source
 from luthier.errors import ModelError
 from luthier.export.merge import outputs
 from luthier.models import adapters
+from luthier.models.peft_methods import compilers_kept
 from luthier.models.policy import Policy
 from luthier.objectives import Objective
 from luthier.proof import naive
@@ -108,7 +109,8 @@ def adapter(
         warnings.simplefilter("ignore")
         save(Path(folder), policy)
         try:
-            loaded = peft.PeftModel.from_pretrained(base(), folder).eval()
+            with compilers_kept():
+                loaded = peft.PeftModel.from_pretrained(base(), folder).eval()
         except Exception as error:  # whatever PEFT raises here is what this check looks for
             said = " ".join(str(error).split())[:200]
             detail = f"PEFT cannot load the saved folder: {type(error).__name__}: {said}"

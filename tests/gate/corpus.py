@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gate import chats
-from luthier.gate.audit import Audit, audit
-from luthier.gate.policy import Policy
+from luthier.gate import reading, store, summary
+from luthier.gate.audit import SET_RULES, Audit, audit
+from luthier.gate.policy import Policy, load_policy
 
 Chat = dict[str, Any]
 
@@ -32,3 +33,20 @@ def look(folder: Path, rows: Sequence[Chat], *, against: Sequence[Chat] = (), po
     test = [write(folder / "test.jsonl", against)] if against else []
     train = write(folder / "train.jsonl", rows)
     return audit([train], policy or Policy(), folder / "audit", against=test, workers=0)
+
+
+def everything(folder: Path, **how: Any) -> list[Any]:
+    """What the store holds of 280 chats with faults, and all that is found in them.
+
+    Args:
+        how: arguments of `write_store`.
+    """
+    policy = load_policy("support")
+    file, test = write(folder / "train.jsonl", chats(250)), write(folder / "test.jsonl", chats(30, seed=3))
+    found, _ = reading.sources({"train": [file], "test": [test]})
+    with store.write_store(reading.rows(found, policy), folder / "store", policy, **how) as made:
+        for topic in SET_RULES.values():
+            made.add(topic(made, policy))
+        summary.place_hits(made, found)
+        texts = made.db.execute("SELECT * FROM rows ORDER BY row").fetchall()
+        return [texts, made.db.execute("SELECT * FROM placed ORDER BY ALL").fetchall()]

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from benchmarks.gate import chats
-from luthier.gate import reading, store, summary
-from luthier.gate.audit import SET_RULES, audit
+from luthier.gate import reading, store
+from luthier.gate.audit import audit
 from luthier.gate.policy import Policy, load_policy
 from luthier.gate.table import rules
 from luthier.recipe.data import Waiver
 from luthier.report.gate import write_page
-from tests.gate.corpus import chat, clean, look, write
+from tests.gate.corpus import chat, clean, everything, look, write
 
 MANY = 400
 
@@ -75,21 +75,8 @@ def test_every_hit_has_a_place_and_a_known_rule(tmp_path: Path) -> None:
 def test_findings_depend_neither_on_chunks_nor_on_processes(
     tmp_path: Path, workers: int, rows: int, characters: int
 ) -> None:
-    policy = load_policy("support")
-    file, test = write(tmp_path / "train.jsonl", chats(250)), write(tmp_path / "test.jsonl", chats(30, seed=3))
-
-    def findings(name: str, **how: int) -> list[Any]:
-        found, _ = reading.sources({"train": [file], "test": [test]})
-        with store.write_store(reading.rows(found, policy), tmp_path / name, policy, **how) as made:
-            for topic in SET_RULES.values():
-                made.add(topic(made, policy))
-            summary.place_hits(made, found)
-            texts = made.db.execute("SELECT * FROM rows ORDER BY row").fetchall()
-            return [texts, made.db.execute("SELECT * FROM placed ORDER BY ALL").fetchall()]
-
-    whole = findings("whole", workers=0)
-    cut = findings("cut", workers=workers, chunk_rows=rows, chunk_characters=characters)
-    assert cut == whole
+    cut = everything(tmp_path, workers=workers, chunk_rows=rows, chunk_characters=characters)
+    assert cut == everything(tmp_path, workers=0)
 
 
 def test_nothing_private_is_in_the_report_the_page_or_the_hits(tmp_path: Path) -> None:
