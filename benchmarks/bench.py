@@ -44,9 +44,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     raw = folder / f"{date}{'-quick' if arguments.quick else ''}.json"
     results = _results(raw, date, arguments)
-    ready: dict[str, Job] = {}
-    for name in arguments.only:
-        job = jobs.make_ready(
+
+    def ready(name: str) -> Job:
+        return jobs.make_ready(
             name,
             arguments.data,
             folder / "work",
@@ -55,15 +55,16 @@ def main() -> None:
             quick=arguments.quick,
             device=arguments.device,
         )
-        ready[name] = job
+
+    for name in arguments.only:
+        job = ready(name)
         facts = jobs.facts(job)
         _say(f"{name}: {facts['examples']} examples, {facts['tokens']:,} tokens, sha256 {facts['sha256']}")
         results["workloads"][name] = {"title": jobs.WORKLOADS[name].title, "kind": job.kind, "facts": facts}
         results["workloads"][name] |= {"flop": floor.report(job, facts), **_rounds(name, job, pythons, arguments)}
         raw.write_text(json.dumps(results))
     if not arguments.no_extras:
-        if "mts" in ready:
-            results["profile"] = profile_step.measure(ready["mts"], folder)
+        results["profile"] = profile_step.measure(ready("mts"), folder)
         results["scaling"] = scaling.measure(folder, threads=arguments.threads, quick=arguments.quick)
     results["minutes"] = results.get("minutes", 0.0) + (time.perf_counter() - began) / 60
     raw.write_text(json.dumps(results))
