@@ -14,7 +14,7 @@ from luthier.kernels.build import library
 from luthier.kernels.plain import NOTHING, Centred, Drop, Normed, Rule, Segments
 
 _NAMES = {torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
-_LANES, _TILE = 16, 32
+_LANES, _BLOCK = 16, 32
 _FEW = 64
 """Rows up to which a product is bound by reading the weights."""
 
@@ -136,24 +136,24 @@ def logprobs_(z: Tensor, target: Tensor, *, bias: Tensor | None, softcap: float 
     return out
 
 
-def _in_tiles(*matrices: Tensor) -> bool:
-    """Whether products of these run in the processor's matrix tiles: bf16, in whole tiles, as they lie in memory.
-    Elsewhere torch's own are as fast."""
-    return _tiles() and all(
-        m.dtype == torch.bfloat16 and m.is_contiguous() and m.shape[1] % _TILE == 0 and len(m) for m in matrices
+def _in_blocks(*matrices: Tensor) -> bool:
+    """Whether products of these are our own: bf16, in whole blocks, as they lie in memory, where the processor has
+    matrix tiles or dot products of pairs. Elsewhere torch's are as fast."""
+    return _products() and all(
+        m.dtype == torch.bfloat16 and m.is_contiguous() and m.shape[1] % _BLOCK == 0 and len(m) for m in matrices
     )
 
 
 @cache
-def _tiles() -> bool:
-    return bool(library().tiles_given())  # type: ignore[union-attr]
+def _products() -> bool:
+    return bool(library().products_given())  # type: ignore[union-attr]
 
 
 def adapted(
     x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor | None]:
     """As `plain`, the update being part of the sums that are rounded once."""
-    if not _in_tiles(x, weight) or len(weight) % _TILE:
+    if not _in_blocks(x, weight) or len(weight) % _BLOCK:
         return plain.adapted(x, weight, bias, A, B, scale)
     y = x.new_empty(len(x), len(weight))
     if A is None or B is None:
@@ -172,7 +172,7 @@ def adapted_backward(
     scale: float,
     dx: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    if weight is None or not _in_tiles(grad, weight):
+    if weight is None or not _in_blocks(grad, weight):
         return plain.adapted_backward(grad, weight, A, B, scale, dx)
     add = dx is not None
     out = grad.new_empty(len(grad), weight.shape[1]) if dx is None else dx
@@ -202,7 +202,7 @@ def _product(
 
 
 def gram(small: Tensor, big: Tensor) -> Tensor:
-    if not _in_tiles(big) or small.dtype != big.dtype:
+    if not _in_blocks(big) or small.dtype != big.dtype:
         return plain.gram(small, big)
     (rows, rank), n = small.shape, big.shape[1]
     out = torch.empty(rank, n)

@@ -13,10 +13,10 @@ from torch import Tensor
 from luthier.kernels import native, plain
 from luthier.kernels.build import library
 
-in_tiles = pytest.mark.skipif(
-    library() is None or not library().tiles_given(), reason="this processor has no matrix tiles (AMX)"
+in_blocks = pytest.mark.skipif(
+    library() is None or not library().products_given(), reason="this processor has neither AMX nor AVX512-BF16"
 )
-either = pytest.mark.parametrize(("own", "fewest"), [(plain, 64), pytest.param(native, 1, marks=in_tiles)])
+either = pytest.mark.parametrize(("own", "fewest"), [(plain, 64), pytest.param(native, 1, marks=in_blocks)])
 """Torch's products round once from so many rows on."""
 ROUNDING = 2.0**-8
 """Of bf16, relative."""
@@ -76,7 +76,7 @@ def test_gram_is_the_product(own: ModuleType, fewest: int, rows: int, n: int, ra
     assert near(own.gram(small, big), small.double().t() @ big.double())
 
 
-@in_tiles
+@in_blocks
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     """What is packed beside a document never changes it, to the bit."""
     x, W = drawn(70, 64, seed=0), drawn(96, 64, seed=1)

@@ -35,8 +35,6 @@ template <class E> constexpr int STEP = 1;
 template <> constexpr int BLOCK<Pair> = 64;
 template <> constexpr int STEP<Pair> = 2;
 #endif
-template <class N> constexpr N down(N n, N step) { return n / step * step; }
-template <class N> constexpr N up(N n, N step) { return (n + step - 1) / step * step; }
 
 // C [R, 16 NV] (+)= A [R, K] B [K, 16 NV]; K counts elements of type E (pairs in bf16).
 template <class E, class C, int R, int NV>

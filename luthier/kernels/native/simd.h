@@ -15,6 +15,10 @@ namespace luthier {
 
 constexpr int W = 16;  // numbers in a vector
 
+// The multiple of `step` below n, and above.
+template <class N> constexpr N down(N n, N step) { return n / step * step; }
+template <class N> constexpr N up(N n, N step) { return (n + step - 1) / step * step; }
+
 struct bf16 {
     uint16_t bits;
 };
