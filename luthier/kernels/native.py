@@ -15,6 +15,8 @@ from luthier.kernels.plain import NOTHING, Centred, Drop, Normed, Rule, Segments
 
 _NAMES = {torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
 _LANES, _BLOCK = 16, 32
+_DEEP = 8192
+"""Width up to which rows of a block lie in the cache."""
 _FEW = 64
 """Rows up to which a product is bound by reading the weights."""
 
@@ -140,7 +142,12 @@ def _in_blocks(*matrices: Tensor) -> bool:
     """Whether products of these are our own: bf16, in whole blocks, as they lie in memory, where the processor has
     matrix tiles or dot products of pairs. Elsewhere torch's are as fast."""
     return _products() and all(
-        m.dtype == torch.bfloat16 and m.is_contiguous() and m.shape[1] % _BLOCK == 0 and len(m) for m in matrices
+        m.dtype == torch.bfloat16
+        and m.is_contiguous()
+        and m.shape[1] % _BLOCK == 0
+        and m.shape[1] <= _DEEP
+        and len(m)
+        for m in matrices
     )
 
 

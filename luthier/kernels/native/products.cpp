@@ -12,7 +12,6 @@ namespace luthier {
 
 constexpr int64_t SIDE = 32;                 // columns of a block, and of the summed dimension in a step
 constexpr int64_t STEP_WORDS = 2 * W * W;    // a step's two tiles of columns, in pairs
-constexpr int64_t CACHED_BYTES = 1 << 19;    // of rows that are run over again for each 32 columns
 
 // A matrix [depth, columns] of which the summed dimension lies along rows, or, `turned`, along columns.
 struct Matrix {
@@ -41,6 +40,13 @@ struct Matrix {
                 *(U32*)(out + i * W) = a | b << 16;
             }
     }
+    // Asks for a part of what columns n to n + 31 will be laid out from: rounds [from, to) of `all`.
+    void ask(int64_t n, int64_t from, int64_t to, int64_t all) const {
+        if (n + SIDE > columns) return;
+        const int64_t in_row = depth / SIDE;
+        for (int64_t line = depth * from / all; line < depth * to / all; line++)
+            __builtin_prefetch(turned ? data + (n + line / in_row) * stride + line % in_row * SIDE : data + line * stride + n);
+    }
     // Columns n to n + 31, step after step.
     void panel(int64_t n, uint32_t* out) const {
         for (int64_t k = 0; k < depth; k += SIDE, out += STEP_WORDS) {
@@ -51,10 +57,11 @@ struct Matrix {
 };
 
 // What computes blocks: c [ROWS, 32] = rows [ROWS, depth] panel + more rows [ROWS, more depth] of the panel behind, which
-// begins with a step of its own. Of the last step DEPTH is the least that is summed.
+// begins with a step of its own. Of the last step DEPTH is the least that is summed; CACHED are the bytes of rows that are
+// run over again for each 32 columns.
 #if defined(LUTHIER_TILES)
 struct InTiles {
-    static constexpr int64_t ROWS = 32, DEPTH = SIDE;
+    static constexpr int64_t ROWS = 32, DEPTH = SIDE, CACHED = 1 << 20;
     const Tiles held{};
     InTiles() { shaped().shape(0); }
     // Two tiles of rows times two of columns.
@@ -102,7 +109,7 @@ struct InTiles {
 #endif
 
 struct InPairs {
-    static constexpr int64_t ROWS = 8, DEPTH = 2;
+    static constexpr int64_t ROWS = 8, DEPTH = 2, CACHED = 1 << 22;
     // Sixteen sums hide the latency of a dot product. With HALF only the first sixteen columns are wanted.
     template <bool HALF>
     static void block(const bf16* rows, int64_t stride, int64_t depth, const bf16* more, int64_t more_stride,
@@ -167,7 +174,7 @@ void product(const bf16* x, int64_t M, const Matrix& w, const Matrix& first, con
     const int64_t steps = K / SIDE, more = up(rank, In::DEPTH), padded = up(M, ROWS);
     const Rows<In> rows(x, M, K);
     Lines<bf16> lows(padded * wide);
-    const int64_t parts = std::max<int64_t>(1, (M * K * 2 + CACHED_BYTES - 1) / CACHED_BYTES);
+    const int64_t parts = std::max<int64_t>(1, (M * K * 2 + In::CACHED - 1) / In::CACHED);
     const int64_t part = up((M + parts - 1) / parts, ROWS);
 #pragma omp parallel num_threads(threads)
     {
@@ -196,6 +203,8 @@ void product(const bf16* x, int64_t M, const Matrix& w, const Matrix& first, con
                 w.panel(n, panel.data());
                 if (rank) second.panel(n, panel.data() + steps * STEP_WORDS);
                 for (int64_t m = top; m < bottom; m += ROWS) {
+                    // The weights come from main memory, once for each product.
+                    w.ask(n + threads * SIDE, m - top, std::min(m + ROWS, bottom) - top, bottom - top);
                     In::template block<false>(rows.at(m), K, K, lows.data() + m * wide, wide, more, panel.data(), c);
                     for (int64_t i = 0; i < std::min(ROWS, M - m); i++)
                         for (int64_t j = 0; j < std::min(SIDE, N - n); j += W) {
