@@ -83,7 +83,8 @@ RULES: dict[str, Rule] = {
     "group_outcome": Rule(
         title="outcome that depends on a group",
         why="The model learns to decide by the group instead of the case.",
-        remedy="Look at the rows; test with the counterfactual pairs; add rows that break the link.",
+        remedy="Look at the rows; test with counterfactual pairs (`luthier data audit --pairs`); add rows that break "
+        "the link.",
         severity="warn",
         thresholds={"low": 0.8, "high": 1.25, "rows": 10, "outcomes": 100},
         about="Rate of a label (or of an answer, where there are at most `outcomes` different ones) among rows that "
