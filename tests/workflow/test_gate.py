@@ -1,8 +1,12 @@
 """The data gate before training: what it stops, what may be waived, and what of it stands in the run."""
 
+import copy
+import shutil
+
 import pytest
 
 from luthier.errors import DataError, PolicyError
+from luthier.gate.policy import load_policy
 from luthier.governance.card import write_card
 from luthier.runs.folder import read_json
 from luthier.runs.record import read_record
@@ -43,6 +47,25 @@ def test_check_says_the_same_and_is_not_ready(saved_tiny, rows):
     checked = check(gated(saved_tiny("llama"), rows))
     assert not checked.ok
     assert [f.examples for f in checked.findings if f.rule == "secret"] == [(f"{rows}:8",)]
+
+
+def test_special_tokens_of_the_models_own_tokenizer_are_looked_for(saved_tiny, tiny_tokenizer, tmp_path):
+    made, own = conversations(40), tmp_path / "own"
+    shutil.copytree(saved_tiny("llama"), own)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    # Two that are no marks: a plain word, and one that is too short.
+    tokenizer.add_special_tokens({"additional_special_tokens": ["◀stop▶", "word", "ok"]})
+    tokenizer.save_pretrained(own)
+    run = tune(gated(own, write_rows(tmp_path / "rows.jsonl", made)), tmp_path / "run")
+    kept = load_policy(str(run.gate / "policy.yaml"))
+    assert set(kept.control_tokens) == {"◀stop▶", "<|im_start|>", "<|im_end|>", "<|endoftext|>"}
+    made[3]["messages"][0]["content"] = "Is it ◀stop▶ now?"
+    made[5]["messages"][0]["content"] = "Is it ok in a word?"
+    rows = write_rows(tmp_path / "marked.jsonl", made)
+    assert check(gated(saved_tiny("llama"), rows)).ok
+    assert [f.examples for f in check(gated(own, rows)).findings if f.rule == "control_token"] == [(f"{rows}:4",)]
+    with pytest.raises(DataError, match="control_token"):
+        tune(gated(own, rows), tmp_path / "other")
 
 
 def test_a_waiver_lets_it_pass_and_is_recorded(saved_tiny, rows, tmp_path):
