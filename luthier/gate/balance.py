@@ -98,15 +98,15 @@ RULES: dict[str, Rule] = {
 
 
 def look(store: Store, policy: Policy) -> Iterator[Hit]:
-    for rule, found in (
-        ("rare_label", _labels),
-        ("length_outlier", long_or_short),
-        ("unfinished_answer", unfinished),
-        ("answer_language", _answer_languages),
-        ("other_language", _other_languages),
-        ("group_outcome", _groups),
+    for rules, found in (
+        (("rare_label", "label_imbalance"), _labels),
+        (("length_outlier",), long_or_short),
+        (("unfinished_answer",), unfinished),
+        (("answer_language",), _answer_languages),
+        (("other_language",), _other_languages),
+        (("group_share", "group_outcome"), _groups),
     ):
-        if policy.enabled(rule):
+        if any(map(policy.enabled, rules)):
             yield from found(store, policy)
 
 
