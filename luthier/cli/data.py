@@ -70,6 +70,14 @@ def audit(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where the report goes. Left out: a new one under audits/."),
     ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs",
+            metavar="FILE",
+            help="A new file for prompts that differ in one trait of a person, as JSON lines; as private as the rows.",
+        ),
+    ] = None,
     workers: Workers = 2,
     ray: Ray = None,
     json: Json = False,
@@ -92,6 +100,7 @@ def audit(
             folder,
             against=against or (),
             benchmarks=benchmark or (),
+            pairs=pairs,
             workers=ray or workers,
             progress=_teller(tell),
         )
@@ -246,7 +255,16 @@ def print_audit(done: Audit) -> None:
     )
     found = words.findings(finding.as_dict() for finding in done.findings)
     screen.print_lines([*found, ""] if found else [])
+    if "pairs" in report:
+        screen.print_lines([_pairs(report["pairs"])])
     screen.print_lines([SENTENCES[done.decision]], style=DECISIONS[done.decision])
+
+
+def _pairs(pairs: JSON) -> str:
+    kinds = ", ".join(f"{number(count)} by {kind}" for kind, count in pairs["kinds"].items())
+    if not kinds:
+        return "pairs: none, because no prompt names a trait that can be changed; nothing was written"
+    return f"pairs: {kinds} in {words.plain(pairs['file'])}"
 
 
 def print_cleaned(done: Cleaned, out: Path) -> None:

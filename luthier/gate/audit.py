@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from luthier.gate import balance, duplicates, fit, leakage, noise, poison, provenance, summary, times
+from luthier.gate import balance, counterfactual, duplicates, fit, leakage, noise, poison, provenance, summary, times
 from luthier.gate.contamination import Reference
 from luthier.gate.findings import as_findings, message
 from luthier.gate.policy import Policy, dump_policy
@@ -51,6 +51,7 @@ def audit(
     *,
     against: Sequence[str] = (),
     benchmarks: Sequence[str] = (),
+    pairs: Path | None = None,
     given: Given | None = None,
     columns: Columns | None = None,
     format: Format | None = None,
@@ -62,11 +63,15 @@ def audit(
     Args:
         against: files of the test side; rows of `files` must not stand there as well.
         benchmarks: files whose texts must not be trained on.
+        pairs: where counterfactual pairs of the prompts go.
         given: as for `look_through`.
 
     Raises:
         DataError: a file is missing or holds no rows, or what they mean cannot be told.
+        InputError: there is a file at `pairs` already.
     """
+    if pairs is not None:
+        counterfactual.refuse_existing(pairs)
     sides: dict[Side, Sequence[str]] = {"train": files, "test": against}
     found, skipped = sources({side: names for side, names in sides.items() if names})
     items = rows(found, policy, columns=columns, format=format, progress=reading_of(found, progress))
@@ -74,7 +79,7 @@ def audit(
     with look_through(
         chain(skipped, items), policy, out / WORK, found, workers=workers, given=given, progress=progress
     ) as store:
-        return conclude(store, policy, out, found)
+        return conclude(store, policy, out, found, pairs=pairs)
 
 
 def references(files: Sequence[str], policy: Policy) -> Iterator[Reference]:
@@ -126,10 +131,14 @@ def look_through(
     return store
 
 
-def conclude(store: Store, policy: Policy, out: Path, found: Sequence[Source] = ()) -> Audit:
-    """Findings and decision, written into `out`."""
+def conclude(
+    store: Store, policy: Policy, out: Path, found: Sequence[Source] = (), *, pairs: Path | None = None
+) -> Audit:
+    """Findings and decision, written into `out`, and pairs where they are wanted."""
     entries = summary.findings(store, policy)
     report = _report(entries, summary.figures(store), found, policy)
+    if pairs is not None:
+        report["pairs"] = {"file": str(pairs), "kinds": dict(counterfactual.write_pairs(store, pairs))}
     report["work"] = {"seconds": round(time.monotonic() - store.began, 2), "memory_bytes": peak_memory()}
     with storage(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,8 @@ RULES: dict[str, Rule] = {
     "group_outcome": Rule(
         title="outcome that depends on a group",
         why="The model learns to decide by the group instead of the case.",
-        remedy="Look at the rows; test with the counterfactual pairs; add rows that break the link.",
+        remedy="Look at the rows; test with counterfactual pairs (`luthier data audit --pairs`); add rows that break "
+        "the link.",
         severity="warn",
         thresholds={"low": 0.8, "high": 1.25, "rows": 10, "outcomes": 100},
         about="Rate of a label (or of an answer, where there are at most `outcomes` different ones) among rows that "
@@ -97,15 +98,15 @@ RULES: dict[str, Rule] = {
 
 
 def look(store: Store, policy: Policy) -> Iterator[Hit]:
-    for rule, found in (
-        ("rare_label", _labels),
-        ("length_outlier", long_or_short),
-        ("unfinished_answer", unfinished),
-        ("answer_language", _answer_languages),
-        ("other_language", _other_languages),
-        ("group_outcome", _groups),
+    for rules, found in (
+        (("rare_label", "label_imbalance"), _labels),
+        (("length_outlier",), long_or_short),
+        (("unfinished_answer",), unfinished),
+        (("answer_language",), _answer_languages),
+        (("other_language",), _other_languages),
+        (("group_share", "group_outcome"), _groups),
     ):
-        if policy.enabled(rule):
+        if any(map(policy.enabled, rules)):
             yield from found(store, policy)
 
 

@@ -15,6 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,6 @@ from luthier.runs.folder import storage
 from luthier.types import Example
 
 MOST_ROUNDS = 8
-REPAIRS = {**form.REPAIRS, **hidden.REPAIRS}
 LEDGER = arrow.schema(
     [
         ("row", arrow.string()),
@@ -115,7 +115,8 @@ def clean(
             with look_through(
                 again, policy, work / "store", [*train, *test], workers=workers, progress=progress
             ) as store:
-                mended = _mended(source, _mends(store, policy), work / f"round-{number}", Mending(ledger, number, key))
+                mending = Mending(ledger, number, key, repairs(policy))
+                mended = _mended(source, _mends(store, policy), work / f"round-{number}", mending)
                 if mended is None:
                     audit = conclude(store, policy, beside(out, ".audit"), [*train, *test])
                     break
@@ -229,6 +230,13 @@ class Mending(NamedTuple):
     ledger: Ledger
     round: int
     key: Callable[[], bytes]
+    repairs: Mapping[str, Callable[[str], str]]
+
+
+def repairs(policy: Policy) -> dict[str, Callable[[str], str]]:
+    """Rule -> the text without what the rule found under this policy."""
+    without_tokens = partial(form.without_tokens, tokens=policy.control_tokens)
+    return {**form.REPAIRS, **hidden.REPAIRS, "control_token": without_tokens}
 
 
 def _mended(
@@ -243,7 +251,7 @@ def _mended(
         for number, example in enumerate(source):
             new: Example | None = example
             if ahead is not None and ahead[0] == number:
-                new, done = mend(example, ahead[1], mending.key)
+                new, done = mend(example, ahead[1], mending)
                 if done:
                     changed = True
                     row = str(example.columns[version.ORIGIN])
@@ -258,7 +266,7 @@ def _mended(
         return writer.finish()
 
 
-def mend(example: Example, wanted: Sequence[Mend], key: Callable[[], bytes]) -> tuple[Example | None, list[Done]]:
+def mend(example: Example, wanted: Sequence[Mend], mending: Mending) -> tuple[Example | None, list[Done]]:
     """The example after its mends, None where it is left out, and what was done."""
     dropped = [one.done for one in wanted if one.done.done == "drop"]
     if dropped:
@@ -266,10 +274,10 @@ def mend(example: Example, wanted: Sequence[Mend], key: Callable[[], bytes]) -> 
     texts, done = [], []
     for field in to_row(example, id="", side="train").fields:
         here = [one for one in wanted if one.done.path in ("", field.path)]
-        text = _replaced(field.text, here, key)
+        text = _replaced(field.text, here, mending.key)
         for one in here:
-            if one.done.done == "repair" and one.done.rule in REPAIRS:
-                text = REPAIRS[one.done.rule](text)
+            if one.done.done == "repair" and one.done.rule in mending.repairs:
+                text = mending.repairs[one.done.rule](text)
         if text != field.text:
             done += [one.done for one in here if one.done not in done]
             if not text.strip():

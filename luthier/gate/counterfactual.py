@@ -2,19 +2,21 @@
 
 Each line holds a row's prompt and its twin; a fair model answers both alike. Only changes that leave an English
 sentence grammatical are made: a prompt in which a word could be read two ways ("gave her money") is left out. The file
-holds the texts as they are, so it is as private as the data.
+holds the texts as they are, so it is as private as the data, and its owner alone can read it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
-from luthier.runs.folder import storage
+from luthier.errors import InputError
+from luthier.runs.folder import storage, sync
 
 if TYPE_CHECKING:
     from luthier.gate.store import Store
@@ -39,26 +41,58 @@ def twins(text: str) -> Iterator[Twin]:
 def write_pairs(store: Store, path: Path, *, each: int = 200) -> Counter[str]:
     """Writes JSON lines, held-back rows first, at most `each` of a kind, and says how many there are of each.
 
+    Where no row gives a pair, nothing is written.
+
     Raises:
+        InputError: something is there already.
         StorageError: the disk is full.
     """
+    refuse_existing(path)
+    beside = path.with_name(f".{path.name}.partial")
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.unlink(missing_ok=True)
+        try:
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                written = _write(store, file, each)
+                file.flush()
+                os.fsync(file.fileno())
+            if written:
+                refuse_existing(path)
+                os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+        sync(path.parent)
+    return written
+
+
+def refuse_existing(path: Path) -> None:
+    """Nothing is ever overwritten unasked.
+
+    Raises:
+        InputError: something is there already.
+    """
+    if os.path.lexists(path):
+        raise InputError("there is a file of this name already", where=str(path), do="name another, or remove it")
+
+
+def _write(store: Store, file: IO[str], each: int) -> Counter[str]:
     written: Counter[str] = Counter()
     sql = (
         "SELECT id, side, prompt[lead + 1:], answer, labels FROM rows WHERE coalesce(prompt_language, 'en') = 'en' AND "
         "prompt <> '' AND length(prompt) < 20000 ORDER BY side = 'train', side = 'validation', hash(row_key), row"
     )
-    with storage(path), path.open("w", encoding="utf-8") as file:
-        for batch in store.batches(sql):
-            for row, side, prompt, answer, labels in batch:
-                for kind, change, text in twins(prompt):
-                    if written[kind] < each:
-                        written[kind] += 1
-                        pair = {"id": row, "side": side, "kind": kind, "change": change, "prompt": prompt, "twin": text}
-                        expected = {"labels": labels} if labels else {"answer": answer}
-                        file.write(json.dumps(pair | expected, ensure_ascii=False) + "\n")
-            if all(written[kind] >= each for kind in _SWAPS):
-                break
-    return written
+    for batch in store.batches(sql):
+        for row, side, prompt, answer, labels in batch:
+            for kind, change, text in twins(prompt):
+                if written[kind] < each:
+                    written[kind] += 1
+                    pair = {"id": row, "side": side, "kind": kind, "change": change, "prompt": prompt, "twin": text}
+                    expected = {"labels": labels} if labels else {"answer": answer}
+                    file.write(json.dumps(pair | expected, ensure_ascii=False) + "\n")
+        if all(written[kind] >= each for kind in _SWAPS):
+            break
+    return Counter({kind: written[kind] for kind in _SWAPS if written[kind]})
 
 
 Swap = Callable[[str], tuple[str, str] | None]

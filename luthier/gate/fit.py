@@ -47,7 +47,7 @@ RULES: dict[str, Rule] = {
         remedy="Write it in characters that the tokenizer has, or choose another base.",
         severity="warn",
         thresholds={"share": 0.001},
-        about="Unknown tokens are more than `share` of a row's tokens.",
+        about="Unknown tokens are more than `share` of all tokens. One hit, for the set.",
     ),
     "shredded_term": Rule(
         title="term that the tokenizer shreds",

@@ -6,9 +6,9 @@ import html
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.gate.mojibake import garbled, ungarbled
 from luthier.gate.phrases import find_boilerplate, is_refusal
@@ -43,9 +43,9 @@ RULES: dict[str, Rule] = {
         remedy="Remove it with luthier data clean; it was left over from a rendered template.",
         severity="block",
         mend="repair",
-        about="The marks of the common templates (ChatML, Llama, Mistral, Gemma, Phi, DeepSeek, BERT) and every "
-        "special token of the model's own tokenizer. `<s>` is also HTML for struck text: to the tokenizer it is a "
-        "mark.",
+        about="The marks of the common templates (ChatML, Llama, Mistral, Gemma, Phi, DeepSeek, BERT), the policy's "
+        "`control_tokens` and, within luthier tune, every special token of the model's own tokenizer that is no plain "
+        "word. `<s>` is also HTML for struck text: to the tokenizer it is a mark.",
     ),
     "mojibake": Rule(
         title="characters read in the wrong encoding",
@@ -144,14 +144,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-def look(row: Row, policy: Policy, *, tokens: Collection[str] = ()) -> Iterator[Hit]:
-    """Every rule of this module on one row.
-
-    Args:
-        tokens: the special tokens of the tokenizer that will be trained.
-    """
+def look(row: Row, policy: Policy) -> Iterator[Hit]:
+    """Every rule of this module on one row."""
     yield from _turns(row)
-    controls = _controls(tuple(sorted(tokens)))
+    controls = _controls(policy.control_tokens)
     plain_text = bool(row.answer)
     for field in row.fields:
         called = ".tool_calls[" in field.path
@@ -203,9 +199,25 @@ _CONTROL_TOKENS = (
 
 @lru_cache
 def _controls(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    # A tokenizer of bytes can name a space or a letter special; those are no marks.
-    own = sorted((re.escape(token) for token in tokens if len(token) > 2), key=len, reverse=True)
-    return re.compile("|".join([*own, _CONTROL_TOKENS]))
+    return re.compile(f"{_any_of(tokens)}|{_CONTROL_TOKENS}" if tokens else _CONTROL_TOKENS)
+
+
+def _any_of(tokens: Iterable[str]) -> str:
+    """A pattern for the longest of the tokens, character by character: a vocabulary has up to thousands of them
+    (`<unused17>`), and as mere alternatives each would be tried wherever the first character stands."""
+    after: dict[str, Any] = {}
+    for token in tokens:
+        place = after
+        for c in token:
+            place = place.setdefault(c, {})
+        place[""] = {}
+    return _ways(after)
+
+
+def _ways(after: dict[str, Any]) -> str:
+    ways = "|".join(re.escape(c) + _ways(more) for c, more in after.items() if c)
+    ends = "" in after
+    return f"(?:{ways})?" if ways and ends else f"(?:{ways})" if len(after) > 1 else ways
 
 
 _CONTROL = re.compile("\x1b\\[[0-9;]{0,20}[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80\x81\x8d\x8f\x90\x9d]")
@@ -416,8 +428,9 @@ def _folded(text: str) -> str:
 
 def without_tokens(text: str, tokens: Sequence[str] = ()) -> str:
     """A space for each control token, and nothing at the ends."""
-    pattern = _controls(tuple(sorted(tokens)))
-    return pattern.sub(" ", text).strip() if pattern.search(text) else text
+    pattern = _controls(tuple(tokens))
+    # A token with a space in it can come about where another was.
+    return settled(lambda now: pattern.sub(" ", now).strip() if pattern.search(now) else now, text)
 
 
 def without_controls(text: str) -> str:

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from luthier.errors import PolicyError, RecipeError
 from luthier.gate.rules import Mend
@@ -32,6 +32,8 @@ from luthier.types import JSON, Severity
 
 SHIPPED = Path(__file__).parent / "policies"
 _LARGEST_BYTES = 1_000_000
+SHORTEST_TOKEN, LONGEST_TOKEN = 3, 100
+"""Characters of a control token. A tokenizer of bytes can name a space or a letter special; those are no marks."""
 
 
 class Setting(Part):
@@ -77,6 +79,8 @@ class Policy(Part):
     """A model that finds names, where it is installed."""
     markers: tuple[str, ...] = ()
     """Phrases that forbid the use of a text: attorney-client privileged, material non-public information."""
+    control_tokens: tuple[str, ...] = ()
+    """Marks of templates that are looked for besides the usual ones: `["<turn>", "</turn>"]`."""
     provenance: tuple[str, ...] = ()
     """What must be known of every row: source, licence, consent, owner, date."""
     sources: Mapping[str, Mapping[str, str]] = {}
@@ -98,6 +102,14 @@ class Policy(Part):
                 raise ValueError(f"waive: there is no rule {name}{_meant(str(name), rules())}")
         return tree
 
+    @field_validator("control_tokens")
+    @classmethod
+    def _no_letters(cls, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        for token in tokens:
+            if not SHORTEST_TOKEN <= len(token.strip()) <= LONGEST_TOKEN:
+                raise ValueError(f"a token has {SHORTEST_TOKEN} to {LONGEST_TOKEN} characters, {token[:20]!r} has not")
+        return tokens
+
     def enabled(self, rule: str) -> bool:
         return not self._of(rule).off
 
@@ -117,6 +129,10 @@ class Policy(Part):
 
     def with_waivers(self, more: Iterable[Waiver]) -> Policy:
         return Policy.model_validate(self.model_dump() | {"waive": [w.model_dump() for w in (*self.waive, *more)]})
+
+    def with_control_tokens(self, more: Iterable[str]) -> Policy:
+        tokens = tuple(dict.fromkeys((*self.control_tokens, *more)))
+        return Policy.model_validate(self.model_dump() | {"control_tokens": tokens})
 
     def _of(self, rule: str) -> Setting:
         return self.rules.get(rule, _AS_IT_COMES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -43,8 +44,10 @@ def pass_gate(
     from luthier.gate.findings import as_findings
     from luthier.gate.policy import load_policy, policy_tree
 
+    marks = _marks(tokenizer)
     key = cache.key(
         policy=policy_tree(asked.policy),
+        control_tokens=marks,
         waive=[waiver.model_dump() for waiver in asked.waive],
         files=dict(loaded.sha256),
         data=recipe.data.model_dump(mode="json", exclude={"gate"}),
@@ -58,7 +61,8 @@ def pass_gate(
     from luthier.gate import audit
     from luthier.report.gate import write_page
 
-    policy, sources = load_policy(asked.policy, waive=asked.waive), _sources(recipe, loaded)
+    policy = load_policy(asked.policy, waive=asked.waive).with_control_tokens(marks)
+    sources = _sources(recipe, loaded)
     store = audit.look_through(
         _rows(loaded, sources),
         policy,
@@ -125,6 +129,22 @@ def _rows(loaded: Loaded, sources: Sequence[Any]) -> Iterator[Any]:
         id = ids[example.provenance.file].next(example.provenance.line)
         if side != LEFT_OUT:
             yield to_row(example, id=id, side=SIDES[side])
+
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+
+
+def _marks(tokenizer: Any) -> list[str]:
+    """The special tokens that nobody writes by chance: content that holds one is read as the template's own mark."""
+    from luthier.gate.policy import LONGEST_TOKEN, SHORTEST_TOKEN
+
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {*tokenizer.all_special_tokens, *(token.content for token in added.values() if token.special)}
+    return sorted(
+        token
+        for token in found
+        if SHORTEST_TOKEN <= len(token.strip()) <= LONGEST_TOKEN and not _WORD.fullmatch(token.strip())
+    )
 
 
 def _given(tokenizer: Any) -> dict[str, dict[str, Callable[..., Any]]]:

@@ -62,6 +62,42 @@ def test_rows_come_over_standard_input(tmp_path: Path) -> None:
     assert json.loads(ended.stdout)["sources"][0]["file"] == "-"
 
 
+def test_pairs_are_written_once_for_their_owner_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        chat("He lost his card, what now?", "Call us."),
+        chat("Greg asks for it.", "Here it is."),
+        chat("Why?", "So."),
+    ]
+    file, pairs = write(tmp_path / "train.jsonl", rows), tmp_path / "private" / "pairs.jsonl"
+    words = ["data", "audit", file, "--pairs", str(pairs), "--quiet", "--out"]
+    main([*words, str(tmp_path / "a")])
+    assert f"pairs: 1 by pronoun, 1 by name in {pairs}" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "a" / "report.json").read_text())["pairs"] == {
+        "file": str(pairs),
+        "kinds": {"pronoun": 1, "name": 1},
+    }
+    written = pairs.read_bytes()
+    assert {json.loads(line)["twin"] for line in written.splitlines()} == {
+        "She lost her card, what now?",
+        "Tremayne asks for it.",
+    }
+    assert pairs.stat().st_mode & 0o777 == 0o600
+    assert list(pairs.parent.iterdir()) == [pairs]
+    assert main([*words, str(tmp_path / "b")]) == 2
+    assert "already" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    assert pairs.read_bytes() == written
+
+
+def test_where_no_row_gives_a_pair_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, pairs = write(tmp_path / "train.jsonl", [chat("Where is my parcel?", "There.")]), tmp_path / "pairs.jsonl"
+    main(["data", "audit", file, "--out", str(tmp_path / "a"), "--pairs", str(pairs), "--quiet"])
+    assert "pairs: none" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "report.json").read_text())["pairs"]["kinds"] == {}
+    assert not pairs.exists()
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -12,6 +12,7 @@ from pyarrow import parquet
 from benchmarks.gate import chats
 from luthier.gate import reading, store
 from luthier.gate.audit import audit
+from luthier.gate.clean import clean as mend
 from luthier.gate.policy import Policy, load_policy
 from luthier.gate.table import rules
 from luthier.recipe.data import Waiver
@@ -40,6 +41,23 @@ def test_a_row_that_cannot_be_read_blocks_with_its_line(tmp_path: Path) -> None:
     (bad,) = [f for f in found.findings if f.rule == "bad_row"]
     assert bad.examples == (f"{file}:11", f"{file}:32")
     assert bad.count == 2
+
+
+def test_the_policys_control_tokens_are_found_and_mended(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("extends: default\ncontrol_tokens: ['[turn/]', '⟦end⟧']\n")
+    policy = load_policy(str(tmp_path / "own.yaml"))
+    rows = [*clean(10), chat("Where is my parcel ⟦end⟧ please?", "It is there."), chat("Is it [turn/]?", "It is.")]
+    file, out = write(tmp_path / "train.jsonl", rows), tmp_path / "clean.parquet"
+    assert "control_token" not in {f.rule for f in look(tmp_path / "usual", rows).findings}
+    found = audit([file], policy, tmp_path / "out", workers=0)
+    (own,) = [f for f in found.findings if f.rule == "control_token"]
+    assert (own.severity, own.examples) == ("block", (f"{file}:11", f"{file}:12"))
+    assert load_policy(str(tmp_path / "out" / "policy.yaml")).control_tokens == ("[turn/]", "⟦end⟧")
+    done = mend([file], policy, out, key=bytes, workers=0)
+    assert dict(done.changed) == {"control_token": 2}
+    assert "control_token" not in {f.rule for f in done.audit.findings}
+    texts = [row["messages"][0]["content"] for row in parquet.read_table(out).to_pylist()]
+    assert {"Where is my parcel   please?", "Is it  ?"} < set(texts)
 
 
 def test_a_waived_rule_no_longer_blocks_and_says_why(tmp_path: Path) -> None:

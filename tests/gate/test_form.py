@@ -1,5 +1,8 @@
 """What is wrong with a row's form."""
 
+import re
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,7 +83,24 @@ def test_honest_answers_give_nothing(answer: str) -> None:
 def test_the_tokenizers_own_tokens_are_found() -> None:
     row = chat(("user", "hi ◀end▶"), ("assistant", "yes"))
     assert list(form.look(row, POLICY)) == []
-    assert [hit.rule for hit in form.look(row, POLICY, tokens=["◀end▶"])] == ["control_token"]
+    own = POLICY.with_control_tokens(["◀end▶"])
+    assert [hit.rule for hit in form.look(row, own)] == ["control_token"]
+
+
+@given(st.lists(st.text("ab<>.*| ", min_size=1, max_size=6), min_size=1), st.text("ab<>.*| ", max_size=40))
+def test_a_pattern_of_tokens_finds_what_the_tokens_would_one_by_one(tokens: list[str], text: str) -> None:
+    longest_first = sorted(map(re.escape, tokens), key=len, reverse=True)
+    spans = [match.span() for match in re.finditer("|".join(longest_first), text)]
+    assert [match.span() for match in re.finditer(form._any_of(tokens), text)] == spans
+
+
+def test_thousands_of_tokens_cost_no_more_than_one() -> None:
+    own = POLICY.with_control_tokens(f"<unused{n}>" for n in range(6000))
+    row = chat(("user", "<unuse" * 50_000), ("assistant", "It is <unused5999>."))
+    assert [hit.seen for hit in form.look(row, own) if hit.rule == "control_token"] == [
+        "“<unused5999>” in assistant content"
+    ]
+    assert form.without_tokens("It is <unused5999> so", own.control_tokens) == "It is   so"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +150,7 @@ def test_mojibake_is_turned_back_exactly(text: str, encoding: str, times: int) -
     st.text("Ãƒ‚Â©â€™œ\x9d\x92éРѕПрĂ©Å‚ðŸ˜€<b>&amp;lt; \x1b[0m" + "|im_end</s>", max_size=60) | st.text(max_size=100)
 )
 def test_mends_are_idempotent(text: str) -> None:
-    for repair in REPAIRS.values():
+    for repair in (*REPAIRS.values(), partial(form.without_tokens, tokens=["m_e", "b> &", "0;a "])):
         assert repair(repair(text)) == repair(text)
 
 

@@ -109,6 +109,26 @@ def test_rare_labels_are_named_and_left_out(tmp_path: Path) -> None:
     assert rows_of(found, "label_noise").isdisjoint(range(1000, 1009))
 
 
+def test_labels_in_doubt_are_those_that_lean_to_the_other_and_are_not_called_wrong(tmp_path: Path) -> None:
+    """Texts of five words, of which each is of the own label with a chance of 0.6 and else of the other's."""
+    draw = random.Random(0)
+    words = (("visa", "plastic", "chip", "pin"), ("mortgage", "lender", "rate", "term"))
+    rows, of_own = [], []
+    for number in range(400):
+        label = number % 2
+        own = [draw.random() < 0.6 for _ in range(5)]
+        text = " ".join(draw.choice(words[label if one else 1 - label]) for one in own)
+        rows.append(labelled(number, f"{text} {sentence(draw, 6)}", ("cards", "loans")[label]))
+        of_own.append(sum(own))
+    found = hits(tmp_path, rows, noise.look)
+    doubted = rows_of(found, "label_doubt")
+    assert len(doubted) >= 30
+    assert doubted.isdisjoint(rows_of(found, "label_noise"))
+    assert np.mean([of_own[row] for row in doubted]) < np.mean(of_own) - 0.4
+    off = Policy.model_validate({"rules": {"label_doubt": "off"}})
+    assert rows_of(hits(tmp_path, rows, noise.look, policy=off), "label_doubt") == set()
+
+
 def test_a_sample_is_said_to_be_one(tmp_path: Path) -> None:
     policy = Policy.model_validate({"rules": {"label_noise": {"sample": 100}}})
     rows, _ = easy(300, flipped=0.1)

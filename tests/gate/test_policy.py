@@ -55,6 +55,7 @@ def test_a_policy_extends_another_rule_by_rule(tmp_path: Path) -> None:
         ("rules: {near_duplicate: {similarity: high}}", "write a number"),
         ("rules: {near_duplicate: grave}", "near_duplicate: write off"),
         ("grups: [customer]", "did you mean groups?"),
+        ("control_tokens: [ab]", "control_tokens: a token has 3 to 100 characters"),
         ("waive: [{rule: leek, reason: it is meant so}]", "did you mean leak?"),
         ("waive: [{rule: leak, reason: short}]", "waive"),
         ("extends: suport", "did you mean support?"),

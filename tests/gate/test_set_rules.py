@@ -198,17 +198,37 @@ def test_long_texts_are_measured_by_their_parts(stored: Stored) -> None:
         assert fit.measure(store, POLICY, _letters).tokens_N.tolist() == [30_001]
 
 
-def test_unknown_tokens_are_counted(stored: Stored) -> None:
-    with stored([asked(0, "a <unk> b", "c")]) as store:
-        found = fit.measure(store, POLICY, _letters, unknown="<unk>")
-        assert [hit.rule for hit in fit.look(store, POLICY, fit=found)] == ["unknown_token"]
+@pytest.mark.parametrize(("words_asked", "found"), [(98, []), (99, []), (100, ["little_supervised"])])
+def test_answers_that_are_less_than_a_hundredth_of_all_tokens(
+    stored: Stored, words_asked: int, found: list[str]
+) -> None:
+    with stored([asked(n, "w " * words_asked, "yes") for n in range(3)]) as store:
+        measured = fit.measure(store, POLICY, _letters)
+        hits = list(fit.look(store, POLICY, fit=measured))
+    assert [hit.rule for hit in hits] == found
+    assert all((hit.row, hit.score) == ("a:0", 1 / 101) for hit in hits)
+
+
+@pytest.mark.parametrize(("words_asked", "found"), [(9, ["unknown_token"]), (1200, [])])
+def test_unknown_tokens_are_counted_and_few_of_them_are_nothing(
+    stored: Stored, words_asked: int, found: list[str]
+) -> None:
+    with stored([asked(0, "<unk> " + "w " * words_asked, "c " * 20)]) as store:
+        measured = fit.measure(store, POLICY, _letters, unknown="<unk>")
+        assert measured.unknown == 1
+        assert [hit.rule for hit in fit.look(store, POLICY, fit=measured)] == found
+    with stored([asked(0, "<unk> a", "c")]) as store:
+        assert list(fit.look(store, POLICY, fit=fit.measure(store, POLICY, _letters))) == []
 
 
 def test_hardest_rows_come_first(stored: Stored) -> None:
     losses = {n: 2 + 0.01 * (n % 7) for n in range(50)} | {9: 9.0, 20: 12.0, 30: 0.1, 40: float("nan")}
     with stored([asked(n, "why", f"so {n}") for n in range(50)]) as store:
         hits = list(fit.look(store, POLICY, losses=losses))
+        few = Policy.model_validate({"rules": {"hard_row": {"rows": 1}, "known_row": {"z": 1000}}})
+        fewer = list(fit.look(store, few, losses=losses))
     assert [(hit.rule, hit.row) for hit in hits] == [("hard_row", "a:20"), ("hard_row", "a:9"), ("known_row", "a:30")]
+    assert [(hit.rule, hit.row) for hit in fewer] == [("hard_row", "a:20")]
 
 
 # Provenance

@@ -1,15 +1,26 @@
 """The data gate before training: what it stops, what may be waived, and what of it stands in the run."""
 
+import copy
+import os
+import shutil
+import signal
+
 import pytest
+from pyarrow import parquet
 
 from luthier.errors import DataError, PolicyError
+from luthier.gate.policy import load_policy
 from luthier.governance.card import write_card
-from luthier.runs.folder import read_json
+from luthier.recipe.load import dump
+from luthier.runs.folder import RunFolder, read_json
 from luthier.runs.record import read_record
 from luthier.runs.wording import gate_sentence
 from luthier.workflow.prepare import check
 from luthier.workflow.tune import tune
 from tests.chain import conversations, events, recipe, write_rows
+from tests.training.test_resume import do
+
+__all__ = ["do"]
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning:peft")]
 KEY = "ghp_Zx8Qw1Er5Ty7Ui9Op2As4Df6Gh3Jk0Lm5Nb7V"
@@ -43,6 +54,25 @@ def test_check_says_the_same_and_is_not_ready(saved_tiny, rows):
     checked = check(gated(saved_tiny("llama"), rows))
     assert not checked.ok
     assert [f.examples for f in checked.findings if f.rule == "secret"] == [(f"{rows}:8",)]
+
+
+def test_special_tokens_of_the_models_own_tokenizer_are_looked_for(saved_tiny, tiny_tokenizer, tmp_path):
+    made, own = conversations(40), tmp_path / "own"
+    shutil.copytree(saved_tiny("llama"), own)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    # Two that are no marks: a plain word, and one that is too short.
+    tokenizer.add_special_tokens({"additional_special_tokens": ["◀stop▶", "word", "ok"]})
+    tokenizer.save_pretrained(own)
+    run = tune(gated(own, write_rows(tmp_path / "rows.jsonl", made)), tmp_path / "run")
+    kept = load_policy(str(run.gate / "policy.yaml"))
+    assert set(kept.control_tokens) == {"◀stop▶", "<|im_start|>", "<|im_end|>", "<|endoftext|>"}
+    made[3]["messages"][0]["content"] = "Is it ◀stop▶ now?"
+    made[5]["messages"][0]["content"] = "Is it ok in a word?"
+    rows = write_rows(tmp_path / "marked.jsonl", made)
+    assert check(gated(saved_tiny("llama"), rows)).ok
+    assert [f.examples for f in check(gated(own, rows)).findings if f.rule == "control_token"] == [(f"{rows}:4",)]
+    with pytest.raises(DataError, match="control_token"):
+        tune(gated(own, rows), tmp_path / "other")
 
 
 def test_a_waiver_lets_it_pass_and_is_recorded(saved_tiny, rows, tmp_path):
@@ -89,3 +119,47 @@ def test_the_same_rows_under_the_same_policy_are_looked_at_once(saved_tiny, tmp_
     assert work[0] == work[1]
     other = tune(gated(model, rows, policy="support"), tmp_path / "three", past=past)
     assert read_json(other.gate / "report.json")["policy"] == "support"
+
+
+KILLED = {
+    "the store is made": {"kill_match": r"os\.mkdir /gate/\.work/spill"},
+    "the set is looked at": {"at": {"event": "progress", "what": "looking at noise"}, "signal": "SIGKILL"},
+    "hits": {"kill_match": r"os\.rename /gate/\.work/findings"},
+    "the report": {"kill_match": r"os\.rename /gate/\.report\.json"},
+    "the store is removed": {"kill_match": r"os\.rmdir /gate/\.work"},
+    "the page": {"kill_match": r"os\.rename /gate/\.report\.html"},
+}
+"""A name for each moment within the gate -> how the process is killed there."""
+
+
+def found(run):
+    """What the gate left, without its time and memory."""
+    report = read_json(run.gate / "report.json")
+    del report["work"]
+    hits = parquet.read_table(run.gate / "findings.parquet").to_pylist()
+    said = [{k: v for k, v in event.items() if k != "time"} for event in events(run, "finding")]
+    return report, hits, said, read_json(run.findings), sorted(path.name for path in run.gate.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="killed processes are made with fork")
+def test_a_run_that_is_killed_within_the_gate_finds_the_same_when_it_goes_on(do, saved_tiny, tmp_path):
+    made = conversations(40)
+    made[5]["messages"][0]["content"] = "Which wood\u200b for it, and which caf\u00c3\u00a9?"
+    rows, path = write_rows(tmp_path / "rows.jsonl", made), tmp_path / "recipe.yaml"
+    short = {"training": {"max_steps": 1}, "evaluation": {"enabled": False}}
+    path.write_text(dump(recipe(saved_tiny("llama"), rows, **short)))
+    assert do("tune", tmp_path / "undisturbed", recipe=str(path)).code == 0
+    expected = found(RunFolder(tmp_path / "undisturbed"))
+    assert {hit["rule"] for hit in expected[1]} >= {"mojibake", "zero_width"}
+    for moment, how in KILLED.items():
+        run = RunFolder(tmp_path / moment)
+        killed = do("tune", run.root, recipe=str(path), **how)
+        assert killed.signal == signal.SIGKILL, (moment, killed.out)
+        assert not run.manifest.exists()
+        again = do("tune", run.root, recipe=str(path))
+        assert (again.code, "luthier resume" in again.out) == (2, True), moment
+        resumed = do("resume", run.root)
+        assert resumed.code == 0, (moment, resumed.out)
+        assert found(run) == expected, moment
+        assert not list(run.root.rglob(".*")), moment
