@@ -142,11 +142,7 @@ def _in_blocks(*matrices: Tensor) -> bool:
     """Whether products of these are our own: bf16, in whole blocks, as they lie in memory, where the processor has
     matrix tiles or dot products of pairs. Elsewhere torch's are as fast."""
     return _products() and all(
-        m.dtype == torch.bfloat16
-        and m.is_contiguous()
-        and m.shape[1] % _BLOCK == 0
-        and m.shape[1] <= _DEEP
-        and len(m)
+        m.dtype == torch.bfloat16 and m.is_contiguous() and m.shape[1] % _BLOCK == 0 and m.shape[1] <= _DEEP and len(m)
         for m in matrices
     )
 

@@ -65,7 +65,7 @@ class _TokenLogprobs(torch.autograd.Function):
         matrix, kernel = W.to(h.dtype), kernels.of(h)
         tile = _tile(W)
         for i in range(0, len(target), tile):
-            z = h[i : i + tile] @ matrix.t()
+            z, _ = kernel.adapted(h[i : i + tile], matrix, None, None, None, 1.0)
             keep = grad_rows is not None
             logprobs[i : i + tile] = kernel.logprobs_(z, target[i : i + tile], bias=bias, softcap=softcap, keep=keep)
             if grad_rows is not None:
@@ -91,7 +91,7 @@ class _TokenLogprobs(torch.autograd.Function):
         matrix, kernel = W.to(h.dtype), kernels.of(h)
         tile = _tile(W)
         for i in range(0, len(target), tile):
-            z = h[i : i + tile] @ matrix.t()
+            z, _ = kernel.adapted(h[i : i + tile], matrix, None, None, None, 1.0)
             kernel.logprobs_(z, target[i : i + tile], bias=bias, softcap=ctx.softcap, keep=True)
             z.mul_(g[i : i + tile, None])
             if db is not None:

@@ -76,6 +76,9 @@ class Gate(Part):
     """default, support, health, legal or finance, or a policy file."""
     waive: list[Waiver] = []
     """Rules that do not stop this run, each with its reason."""
+    losses: bool = False
+    """Whether the rows that surprise the base most, and those that do not at all, are named: one forward pass of the
+    base over all rows before training. `luthier check` does without."""
     off: Annotated[str, Field(min_length=8)] | None = None
     """Why the gate is not to look at all; it goes into the run's record."""
 

@@ -9,14 +9,17 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from luthier import cache
 from luthier.data.load import LEFT_OUT, Loaded
 from luthier.data.read import find
 from luthier.errors import DataError
+from luthier.models.sources import Origin
 from luthier.recipe import Recipe
 from luthier.runs.folder import read_json, storage
 from luthier.types import SIDES, Finding
@@ -29,12 +32,23 @@ SMALL = 3000
 
 
 def pass_gate(
-    recipe: Recipe, loaded: Loaded, tokenizer: Any, folder: Path, *, tell: Tell, past: Path | None
+    recipe: Recipe,
+    loaded: Loaded,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    tell: Tell,
+    past: Path | None,
+    origin: Origin | None = None,
 ) -> list[Finding]:
     """What the gate found; the recipe's waivers are in it.
 
+    Args:
+        origin: the base, whose losses are computed where the recipe asks for them; without it they are not.
+
     Raises:
         PolicyError: there is no such policy, or no such rule to waive.
+        RecipeError: the base has no losses on these rows.
     """
     asked = recipe.data.gate
     if asked.off is not None:
@@ -53,6 +67,7 @@ def pass_gate(
         data=recipe.data.model_dump(mode="json", exclude={"gate"}),
         sides=hashlib.sha256(loaded.sides.tobytes()).hexdigest(),
         tokens=reuse.tokenizer_hash(tokenizer),
+        base=dict(origin.files) if asked.losses and origin is not None else None,
     )
     out = folder / FOLDER
     earlier = cache.recall(past, KIND, key) if past is not None else None
@@ -61,6 +76,12 @@ def pass_gate(
     from luthier.gate import audit
     from luthier.report.gate import write_page
 
+    losses = None
+    if asked.losses and origin is not None:
+        # Torch, which `check` does without.
+        from luthier.workflow.surprise import base_losses
+
+        losses = _numbered(base_losses(recipe, origin, folder / "data", tell=tell), loaded)
     policy = load_policy(asked.policy, waive=asked.waive).with_control_tokens(marks)
     sources = _sources(recipe, loaded)
     store = audit.look_through(
@@ -69,7 +90,7 @@ def pass_gate(
         out / audit.WORK,
         sources,
         workers=0 if len(loaded.store) <= SMALL else 2,
-        given=_given(tokenizer),
+        given=_given(tokenizer, losses),
         progress=lambda what, done, total: tell({"event": "progress", "what": what, "done": done, "total": total}),
     )
     with store:
@@ -147,18 +168,25 @@ def _marks(tokenizer: Any) -> list[str]:
     )
 
 
-def _given(tokenizer: Any) -> dict[str, dict[str, Callable[..., Any]]]:
-    """Tokens by the model's own tokenizer, where it can cut many texts at once."""
+def _numbered(losses: Mapping[int, float], loaded: Loaded) -> dict[int, float]:
+    """By the number that the gate gives to a row: those that were left out have none."""
+    number_N = np.cumsum(loaded.sides != LEFT_OUT) - 1
+    return {int(number_N[row]): loss for row, loss in losses.items()}
+
+
+def _given(tokenizer: Any, losses: Mapping[int, float] | None) -> dict[str, dict[str, Callable[..., Any]]]:
+    """Tokens by the model's own tokenizer, where it can cut many texts at once, and the base's losses."""
+    found: dict[str, Callable[..., Any]] = {} if losses is None else {"losses": lambda *_: losses}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return {}
+        return {"fit": found}
     from luthier.gate.fit import measure
 
     def pieces(texts: Sequence[str]) -> list[list[str]]:
         return [found.tokens for found in backend.encode_batch(list(texts), add_special_tokens=False)]
 
     unknown = str(getattr(tokenizer, "unk_token", None) or "")
-    return {"fit": {"fit": lambda store, policy: measure(store, policy, pieces, unknown=unknown)}}
+    return {"fit": {**found, "fit": lambda store, policy: measure(store, policy, pieces, unknown=unknown)}}
 
 
 def _taken(earlier: Path, out: Path) -> bool:

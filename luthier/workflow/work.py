@@ -50,7 +50,9 @@ def begin(run: RunFolder, asked: Recipe, journal: Journal, tell: Tell, *, past: 
     """Prepares a new run; its manifest is written last. `past` as for `tune`."""
     tell(journal.write("created", run=str(run.root)))
     prepared = prepare(asked, run.root, tell=tell, past=past)
-    seen = pass_gate(prepared.recipe, prepared.loaded, prepared.tokenizer, run.root, tell=tell, past=past)
+    seen = pass_gate(
+        prepared.recipe, prepared.loaded, prepared.tokenizer, run.root, tell=tell, past=past, origin=prepared.origin
+    )
     refuse_blocked(seen, prepared.recipe)
     findings = [*seen, *beside_gate(prepared.findings, seen)]
     work = Work(run, prepared.recipe, prepared.origin, prepared.tokenizer, journal, tell, past)

@@ -4,11 +4,15 @@ import copy
 import os
 import shutil
 import signal
+import statistics
 
 import pytest
+import torch
 from pyarrow import parquet
+from transformers import AutoModelForCausalLM
 
-from luthier.errors import DataError, PolicyError
+from luthier.data import tokens
+from luthier.errors import DataError, PolicyError, RecipeError
 from luthier.gate.policy import load_policy
 from luthier.governance.card import write_card
 from luthier.recipe.load import dump
@@ -17,7 +21,7 @@ from luthier.runs.record import read_record
 from luthier.runs.wording import gate_sentence
 from luthier.workflow.prepare import check
 from luthier.workflow.tune import tune
-from tests.chain import conversations, events, recipe, write_rows
+from tests.chain import conversations, events, labelled, recipe, write_rows
 from tests.training.test_resume import do
 
 __all__ = ["do"]
@@ -109,6 +113,47 @@ def test_an_unknown_rule_or_policy_is_refused_before_training(saved_tiny, rows, 
         tune(gated(saved_tiny("llama"), rows, policy="suport"), tmp_path / "run")
     with pytest.raises(PolicyError, match="secret"):
         tune(gated(saved_tiny("llama"), rows, waive=[{"rule": "secrets", "reason": REASON}]), tmp_path / "run")
+
+
+def naive_losses(model, run):
+    """Line of the file -> mean loss of its supervised tokens, each row alone, by transformers."""
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    found = {}
+    for side in ("train", "validation", "test"):
+        store = tokens.open_store(run.side(side))
+        for i in range(len(store)):
+            row = store.sequence(i)
+            with torch.no_grad():
+                logits = network(torch.tensor(row.tokens_T[None], dtype=torch.long)).logits[0, :-1].double()
+            target, weight = (torch.tensor(x[1:]) for x in (row.tokens_T.astype("int64"), row.weights_T))
+            losses = -logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+            found[int(store.rows[i]) + 1] = float((losses * weight).sum() / weight.sum())
+    return found
+
+
+def test_rows_that_surprise_the_base_are_named_the_hardest_first(saved_tiny, tmp_path):
+    rows, policy = write_rows(tmp_path / "rows.jsonl", conversations(40)), tmp_path / "policy.yaml"
+    policy.write_text("rules: {hard_row: {z: 0.7}, known_row: {z: 0.7}}")
+    model = saved_tiny("llama")
+    run = tune(gated(model, rows, policy=str(policy), losses=True), tmp_path / "run")
+    losses = naive_losses(model, run)
+    middle = statistics.median(losses.values())
+    hits = parquet.read_table(run.gate / "findings.parquet").to_pylist()
+    for rule, side in (("hard_row", 1), ("known_row", -1)):
+        named = {hit["line"]: hit["seen"] for hit in hits if hit["rule"] == rule}
+        wanted = sorted(losses, key=lambda line: -side * losses[line])[: len(named)]
+        assert 2 <= len(named) < 20
+        assert set(named) == set(wanted)
+        for line, seen in named.items():
+            assert f"mean loss {losses[line]:.2f} where {middle:.2f} is usual" in seen
+
+
+def test_check_leaves_the_bases_losses_out_and_labels_have_none(saved_tiny, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", conversations(40))
+    assert check(gated(saved_tiny("llama"), rows, losses=True)).ok
+    labels = write_rows(tmp_path / "labels.jsonl", labelled(40))
+    with pytest.raises(RecipeError, match="no loss on labels"):
+        tune(gated(saved_tiny("bert"), labels, losses=True), tmp_path / "run")
 
 
 def test_the_same_rows_under_the_same_policy_are_looked_at_once(saved_tiny, tmp_path):
