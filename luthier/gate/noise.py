@@ -66,10 +66,10 @@ RULES: dict[str, Rule] = {
         about="Confident learning (Northcutt et al., 2021), with the probabilities of label_noise: another label is at "
         "least as likely as it is on average of rows that have it. What label_noise names is left out.",
     ),
-    "rare_label": Rule(
-        title="label with very few rows",
-        why="It can be neither learnt nor judged.",
-        remedy="Add rows, or join it with another label.",
+    "unjudged_label": Rule(
+        title="label with too few rows to be judged",
+        why="Whether its rows are labelled rightly cannot be told from so few.",
+        remedy="Add rows, join it with another label, or read its rows.",
         severity="info",
         about="Fewer rows than `class_rows` of label_noise, which leaves these labels out.",
     ),
@@ -204,10 +204,10 @@ def _labels(store: Store, policy: Policy, features: Features) -> Iterator[Hit]:
             names.append(label)
             group_of.append(group)
     counts = Counter(names)
-    if policy.enabled("rare_label"):
+    if policy.enabled("unjudged_label"):
         for (_, id, _), name in zip(rows, names, strict=True):
             if counts[name] < fewest:
-                yield Hit("rare_label", id, f"{mask(name)}: {counts[name]} rows", score=counts[name])
+                yield Hit("unjudged_label", id, f"{mask(name)}: {counts[name]} rows", score=counts[name])
     kept = [i for i, name in enumerate(names) if counts[name] >= fewest]
     classes = sorted({names[i] for i in kept})
     if len(classes) < 2:

@@ -28,4 +28,8 @@ def rules() -> dict[str, Rule]:
 
     rows, sets = (intake, form, hidden, marked, private), (duplicates, leakage, times, noise, poison, balance, fit)
     topics = (*rows, *sets, provenance)
-    return {name: rule for topic in topics for name, rule in topic.RULES.items()}
+    found: dict[str, Rule] = {}
+    for topic in topics:
+        assert not found.keys() & topic.RULES.keys(), "two topics have a rule of the same name"
+        found |= topic.RULES
+    return found
