@@ -87,9 +87,8 @@ def _rounds(name: str, job: Job, pythons: dict[str, Path], arguments: argparse.N
     """Runs the field of a workload; returns the runs by contender and the GEMM rates of each round."""
     field = [*FIELD[name], *(ON_A_GPU.get(name, []) if job.device == "cuda" else [])]
     runs, gemm = {c.name: [] for c in field}, []  # type: ignore[var-annotated]
-    inside, exact = field, None
-    if name in EXACT:
-        exact = run_contender(EXACT[name], job, pythons=pythons, folder=arguments.out)
+    inside = field
+    exact = run_contender(EXACT[name], job, pythons=pythons, folder=arguments.out)
     for turn in range(arguments.repeats):
         gemm.append(run_module(pythons["luthier"], "benchmarks.floor", [str(job.threads)], threads=job.threads))
         for contender in inside:

@@ -30,7 +30,14 @@ def _hand(batch: str, head: str) -> Contender:
 
 
 def _exact(workload: str) -> Contender:
-    """What the others' losses are compared with: transformers in float32, once."""
+    """What the others' losses and answers are compared with: transformers in float32, once."""
+    if workload == "generate":
+        return Contender(
+            "transformers generate in float32 (reference)",
+            "transformers_generate",
+            "peers",
+            {"batch": 8, "sorted": True, "fp32": True},
+        )
     if workload == "banking77":
         return Contender(
             "transformers Trainer in float32 (reference)", "trainer", "peers", {"batch": "padded", "bf16": False}
@@ -115,10 +122,10 @@ FIELD: dict[str, list[Contender]] = {
         _generate(32, True),
     ],
 }
-"""Workload -> contenders. For generation, the others' answers are compared with those of the first peer."""
+"""Workload -> contenders."""
 
-EXACT = {name: _exact(name) for name in ("mts", "gsm8k", "banking77", "prefix")}
-"""Workload -> whose losses everyone's are compared with. It is run once, and is no contender."""
+EXACT = {name: _exact(name) for name in FIELD}
+"""Workload -> whose losses or answers everyone's are compared with. It is run once, and is no contender."""
 
 ON_A_GPU: dict[str, list[Contender]] = {
     "mts": [_trl("packed", f"packing=True, {PACKED} tokens, Liger", length=PACKED, liger=True)],

@@ -2,7 +2,8 @@
 
     python -m benchmarks.page runs/bench/DATE.json [FOLDER]
 
-Writes FOLDER/DATE-engine.md, and its figures into FOLDER/DATE-engine.
+Writes FOLDER/DATE-engine-INSTRUCTIONS.md, and its figures into a folder of that name; INSTRUCTIONS are those that the
+processor has for products in bf16.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def write(results: Mapping[str, Any], folder: Path) -> Path:
     """Writes the page and its figures; returns the page's path."""
-    path = folder / f"{results['date']}-engine.md"
-    figures = folder / f"{results['date']}-engine"
+    name = f"{results['date']}-engine-{_instructions(results)}"
+    path, figures = folder / f"{name}.md", folder / name
     done = {name: work for name, work in results["workloads"].items() if _leaders(name, work)[0]}
     parts = [
         f"# Engine against peers, {results['date']}",
@@ -42,6 +43,13 @@ def write(results: Mapping[str, Any], folder: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _instructions(results: Mapping[str, Any]) -> str:
+    if results["settings"].get("device") == "cuda":
+        return "gpu"
+    flags = results["machine"]["flags"]
+    return next((flag.replace("_", "-") for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in flags), "plain")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -155,7 +163,7 @@ def _workload(name: str, work: Mapping[str, Any], figures: Path) -> str:
             f"## {work['title']}",
             _facts_words(facts, kind),
             f"![{work['title']}]({figures.name}/{name}.svg)",
-            table([*head, "from float32" if kind != "generate" else "from the first peer"], rows),
+            table([*head, "from float32"], rows),
             _disturbance(work),
             *([_losses(field, work)] if kind != "generate" else []),
         ]

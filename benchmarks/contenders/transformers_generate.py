@@ -2,6 +2,7 @@
 
 options.batch   rows in a batch
 options.sorted  whether prompts are sorted by length first
+options.fp32    whether to compute in float32
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def main() -> None:
 
     job = read_job()
     prompts = [row.tokens for row in job.load_rows()]
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16, local_files_only=True)
+    dtype = torch.float32 if job.options.get("fp32") else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype, local_files_only=True)
     model = model.to(job.device).eval()
     size = job.options["batch"]
     warm, timed = job.steps
