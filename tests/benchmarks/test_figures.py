@@ -102,8 +102,8 @@ def test_the_page_names_what_failed_and_who_did_other_work(tmp_path: Path) -> No
     assert text.count("**not the same work**") == 1
     # The fastest peer computes something else, so the next one is the bar.
     assert "| 20 (transformers + PEFT, padded, supervised logits) | 5.00 |" in text
-    assert (tmp_path / "2026-01-02-engine" / "gsm8k.svg").exists()
-    for figure in (tmp_path / "2026-01-02-engine").iterdir():
+    assert (tmp_path / "2026-01-02-engine-avx512-bf16" / "gsm8k.svg").exists()
+    for figure in (tmp_path / "2026-01-02-engine-avx512-bf16").iterdir():
         assert math.isfinite(float(ET.parse(figure).getroot().attrib["height"]))
 
 
@@ -124,7 +124,7 @@ def results() -> dict[str, Any]:
     }  # fmt: skip
     flop = {"body": 1e6, "adapter": 1e6, "head": 1e6, "attention": 1e6, "floor": 3e6}
     job = {"title": "Arithmetic", "kind": "lora", "facts": facts, "flop": flop, "runs": runs}
-    host = {"processor": "P", "cores": 2, "flags": [], "memory_bytes": None, "system": "S", "python": "3"}
+    host = {"processor": "P", "cores": 2, "flags": ["avx512f", "avx512_bf16"], "memory_bytes": None, "system": "S", "python": "3"}
     point = {"seconds": 1.0, "peak_bytes": 1e9, "loaded_bytes": 1e9, "error": None, "others": None}
     points = [{"model": "small", "tokens": n, "length": n, **point, "seconds": n / 100} for n in (256, 512, 1024)]
     return {
