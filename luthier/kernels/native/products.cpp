@@ -224,9 +224,14 @@ template <class In>
 void gram(const bf16* small, int64_t rank, const bf16* big, int64_t N, int64_t M, float* out, int threads) {
     const int64_t depth = up(M, SIDE);
     Lines<bf16> turned(up<int64_t>(rank, W) * depth);
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t r = 0; r < rank; r++) turned.data()[r * depth + m] = small[m * rank + r];
-    const Matrix right{big, N, false, M, N};
+    const Matrix left{small, rank, false, M, rank}, right{big, N, false, M, N};
+    for (int64_t m = 0; m < M; m += SIDE)
+        for (int64_t r = 0; r < rank; r += W) {
+            U32 pairs[W];
+            left.tile(m, r, (uint32_t*)pairs);
+            transpose(pairs);
+            for (int i = 0; i < W; i++) *(U32*)(turned.data() + (r + i) * depth + m) = pairs[i];
+        }
 #pragma omp parallel num_threads(threads)
     {
         [[maybe_unused]] const In held{};
