@@ -28,6 +28,7 @@ from benchmarks.runner import ROOT, run_contender, run_module
 
 QUIET_CORES = 0.15
 """More than this in use by others, and the machine is not quiet."""
+EXTRAS = ("profile", "scaling")
 NEAR = 1.15
 """Peers within this factor of the fastest run in every round."""
 
@@ -63,8 +64,9 @@ def main() -> None:
         results["workloads"][name] = {"title": jobs.WORKLOADS[name].title, "kind": job.kind, "facts": facts}
         results["workloads"][name] |= {"flop": floor.report(job, facts), **_rounds(name, job, pythons, arguments)}
         raw.write_text(json.dumps(results))
-    if not arguments.no_extras:
+    if "profile" in arguments.extras:
         results["profile"] = profile_step.measure(ready("mts"), folder)
+    if "scaling" in arguments.extras:
         results["scaling"] = scaling.measure(folder, threads=arguments.threads, quick=arguments.quick)
     results["minutes"] = results.get("minutes", 0.0) + (time.perf_counter() - began) / 60
     raw.write_text(json.dumps(results))
@@ -157,7 +159,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two steps and one round, to see that everything runs")
     parser.add_argument("--full", action="store_true", help="all 96 examples, all 200 prompts: hours")
     parser.add_argument("--busy-ok", action="store_true", help="run although something else uses the processor")
-    parser.add_argument("--no-extras", action="store_true", help="leave out the profile and cost against size")
+    parser.add_argument("--extras", nargs="*", choices=EXTRAS, default=EXTRAS, help="where a step goes; cost against size")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.only if name not in FIELD]
     if unknown:
