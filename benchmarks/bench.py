@@ -17,6 +17,8 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,18 @@ def main() -> None:
     results = _results(raw, date, arguments)
 
     def ready(name: str) -> Job:
-        return jobs.make_ready(
-            name,
-            arguments.data,
-            folder / "work",
-            threads=arguments.threads,
-            full=arguments.full,
-            quick=arguments.quick,
-            device=arguments.device,
-        )
+        # In a process of its own: the peak of a child, as the system counts it, begins at the size of its parent.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(
+                jobs.make_ready,
+                name,
+                arguments.data,
+                folder / "work",
+                threads=arguments.threads,
+                full=arguments.full,
+                quick=arguments.quick,
+                device=arguments.device,
+            ).result()
 
     for name in arguments.only:
         job = ready(name)
@@ -159,7 +164,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two steps and one round, to see that everything runs")
     parser.add_argument("--full", action="store_true", help="all 96 examples, all 200 prompts: hours")
     parser.add_argument("--busy-ok", action="store_true", help="run although something else uses the processor")
-    parser.add_argument("--extras", nargs="*", choices=EXTRAS, default=EXTRAS, help="where a step goes; cost against size")
+    parser.add_argument(
+        "--extras", nargs="*", choices=EXTRAS, default=EXTRAS, help="where a step goes, and cost against size"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.only if name not in FIELD]
     if unknown:
