@@ -12,22 +12,23 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import gate_faults_form, gate_faults_repeats
+from benchmarks import gate_faults_form, gate_faults_private, gate_faults_repeats
 from benchmarks.gate_faults_form import Planter
-from luthier.gate import balance, duplicates, form, hidden, leakage, noise, poison
+from luthier.gate import balance, duplicates, form, hidden, leakage, noise, poison, private
 from luthier.gate.policy import Policy
 from luthier.gate.reading import rows as read_rows
 from luthier.gate.reading import sources
 from luthier.gate.rows import Field, Hit, Row
 from luthier.gate.store import write_store
 
-FAULTS: Mapping[str, Planter] = {**gate_faults_form.FAULTS, **gate_faults_repeats.FAULTS}
+FAULTS: Mapping[str, Planter] = {**gate_faults_form.FAULTS, **gate_faults_repeats.FAULTS, **gate_faults_private.FAULTS}
 """`rule`, or `rule/kind of fault`."""
 RATES = (0.02, 0.04, 0.08)
 POLICY = Policy.model_validate({"groups": ["customer"]})
@@ -87,7 +88,9 @@ def fits(rule: str, name: str) -> bool:
     """Whether a rule can be planted in a data set."""
     if rule in ("label_noise", "trigger_word"):
         return name in LABELLED
-    asks = rule in gate_faults_repeats.FAULTS and rule != "contradictory_rating"
+    asks = rule.split("/")[0] in gate_faults_private.RULES or (
+        rule in gate_faults_repeats.FAULTS and rule != "contradictory_rating"
+    )
     return name in CHATS or (name == "banking77" and asks)
 
 
@@ -95,6 +98,8 @@ def found(rows: Sequence[Row], rule: str, against: Iterable[leakage.Reference] =
     for module in (form, hidden):
         if rule in module.RULES:
             return {hit for row in rows for hit in module.look(row, POLICY) if hit.rule == rule}
+    if rule in private.RULES:
+        return {hit for row in rows for hit in _private(row) if hit.rule == rule}
     look = {
         **dict.fromkeys(duplicates.RULES, duplicates.look),
         **dict.fromkeys(leakage.RULES, partial(leakage.look, against=against)),
@@ -105,6 +110,17 @@ def found(rows: Sequence[Row], rule: str, against: Iterable[leakage.Reference] =
     names = WITH.get(rule, (rule,))
     with tempfile.TemporaryDirectory() as folder, write_store(rows, Path(folder) / "store", POLICY, workers=0) as store:
         return {hit for hit in look(store, POLICY) if hit.rule in names}
+
+
+def _private(row: Row) -> tuple[Hit, ...]:
+    key = row.id, row.fields
+    if key not in _SEEN:
+        _SEEN[key] = tuple(private.look(row, POLICY))
+    return _SEEN[key]
+
+
+_SEEN: dict[tuple[str, tuple[Field, ...]], tuple[Hit, ...]] = {}
+"""Private data by row, since most rows stay as they are from one fault and rate to the next."""
 
 
 WITH = {
@@ -120,6 +136,7 @@ class Score(NamedTuple):
     planted: int
     recall: float
     precision: float
+    """Not a number where nothing is found."""
     before: int
     """Findings before anything was planted."""
 
@@ -140,7 +157,7 @@ def score(fault: str, rows: Sequence[Row], rate: float, *, seed: int = 7) -> Sco
     return Score(
         len(planted.touched),
         len(named) / len(planted.touched),
-        len(right) / max(len(right) + len(wrong), 1),
+        len(right) / len(right | wrong) if right | wrong else math.nan,
         len(before),
     )
 
