@@ -1,10 +1,12 @@
 """Plants known faults in real data and counts which the gate finds: a table of recall and precision, rule by rule.
 
     python -m benchmarks.gate_faults --data DIR [--rules near_duplicate leak ...] [--rates 0.02 0.08] [--sets gsm8k ...]
+        [--out FOLDER]
 
 DIR holds banking77, mts-dialog, zava-retail-agent and gsm8k. A planted row is found where a finding names it, or names
 it as the other of two. Precision does not count what is found before anything is planted: real data have faults of
-their own, and the last column says how many.
+their own, and the last column says how many. With `--out`, FOLDER/DATE-gate-faults.md holds the table and a summary;
+until all is done, what there is stands in FOLDER/DATE-gate-faults.partial.md.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ import csv
 import json
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import gate_faults_form, gate_faults_private, gate_faults_repeats
+from benchmarks import gate_faults_form, gate_faults_page, gate_faults_private, gate_faults_repeats, machine
 from benchmarks.gate_faults_form import Planter
+from benchmarks.gate_faults_page import Line
 from luthier.gate import balance, duplicates, form, hidden, leakage, noise, poison, private
 from luthier.gate.policy import Policy
 from luthier.gate.reading import rows as read_rows
@@ -30,6 +35,8 @@ from luthier.gate.store import write_store
 
 FAULTS: Mapping[str, Planter] = {**gate_faults_form.FAULTS, **gate_faults_repeats.FAULTS, **gate_faults_private.FAULTS}
 """`rule`, or `rule/kind of fault`."""
+AIMED = frozenset({*gate_faults_form.FAULTS, *gate_faults_repeats.AIMED, *gate_faults_private.AIMED})
+"""What at least 0.95 of should be found at a precision of 0.9."""
 RATES = (0.02, 0.04, 0.08)
 POLICY = Policy.model_validate({"groups": ["customer"]})
 
@@ -162,14 +169,18 @@ def score(fault: str, rows: Sequence[Row], rate: float, *, seed: int = 7) -> Sco
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rules", nargs="+", default=sorted({fault.split("/")[0] for fault in FAULTS}))
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--sets", nargs="+", default=list(SETS))
-    chosen = parser.parse_args()
-    print("| fault | data | rate | planted | recall | precision | before |\n|---|---|---:|---:|---:|---:|---:|")
+    parser.add_argument("--out", type=Path, help="folder of the dated page")
+    chosen = parser.parse_args(arguments)
+    began, lines = time.monotonic(), []
+    target = chosen.out / f"{date.today().isoformat()}-gate-faults.md" if chosen.out else None
+    partial = target.with_name(f"{target.stem}.partial.md") if target else None
+    print(gate_faults_page.HEAD)
     for fault in FAULTS:
         for name in chosen.sets:
             if fault.split("/")[0] not in chosen.rules or not fits(fault, name):
@@ -179,10 +190,18 @@ def main() -> None:
                 s = score(fault, rows, rate)
                 if s is None:
                     continue
-                print(
-                    f"| {fault} | {name} | {rate:g} | {s.planted} | {s.recall:.3f} | {s.precision:.3f} | {s.before} |",
-                    flush=True,
-                )
+                lines.append(Line(fault, name, rate, *s))
+                print(lines[-1], flush=True)
+            if partial:
+                gate_faults_page.write(partial, _page(lines, None))
+    if target and partial:
+        gate_faults_page.write(target, _page(lines, (time.monotonic() - began) / 60))
+        partial.unlink(missing_ok=True)
+
+
+def _page(lines: Sequence[Line], minutes: float | None) -> str:
+    busy = minutes is not None and (machine.busy() or 0) > 0.5
+    return gate_faults_page.page(lines, aimed=AIMED, here=machine.describe(), busy=busy, minutes=minutes)
 
 
 if __name__ == "__main__":
