@@ -1,10 +1,12 @@
 """Plants known faults in real data and counts which the gate finds: a table of recall and precision, rule by rule.
 
     python -m benchmarks.gate_faults --data DIR [--rules near_duplicate leak ...] [--rates 0.02 0.08] [--sets gsm8k ...]
+        [--out FOLDER]
 
 DIR holds banking77, mts-dialog, zava-retail-agent and gsm8k. A planted row is found where a finding names it, or names
 it as the other of two. Precision does not count what is found before anything is planted: real data have faults of
-their own, and the last column says how many.
+their own, and the last column says how many. With `--out`, FOLDER/DATE-gate-faults.md holds the table and a summary;
+until all is done, what there is stands in FOLDER/DATE-gate-faults.partial.md.
 """
 
 from __future__ import annotations
@@ -12,23 +14,29 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import gate_faults_form, gate_faults_repeats
+from benchmarks import gate_faults_form, gate_faults_page, gate_faults_private, gate_faults_repeats, machine
 from benchmarks.gate_faults_form import Planter
-from luthier.gate import balance, duplicates, form, hidden, leakage, noise, poison
+from benchmarks.gate_faults_page import Line
+from luthier.gate import balance, duplicates, form, hidden, leakage, noise, poison, private
 from luthier.gate.policy import Policy
 from luthier.gate.reading import rows as read_rows
 from luthier.gate.reading import sources
 from luthier.gate.rows import Field, Hit, Row
 from luthier.gate.store import write_store
 
-FAULTS: Mapping[str, Planter] = {**gate_faults_form.FAULTS, **gate_faults_repeats.FAULTS}
+FAULTS: Mapping[str, Planter] = {**gate_faults_form.FAULTS, **gate_faults_repeats.FAULTS, **gate_faults_private.FAULTS}
 """`rule`, or `rule/kind of fault`."""
+AIMED = frozenset({*gate_faults_form.FAULTS, *gate_faults_repeats.AIMED, *gate_faults_private.AIMED})
+"""What at least 0.95 of should be found at a precision of 0.9."""
 RATES = (0.02, 0.04, 0.08)
 POLICY = Policy.model_validate({"groups": ["customer"]})
 
@@ -87,7 +95,9 @@ def fits(rule: str, name: str) -> bool:
     """Whether a rule can be planted in a data set."""
     if rule in ("label_noise", "trigger_word"):
         return name in LABELLED
-    asks = rule in gate_faults_repeats.FAULTS and rule != "contradictory_rating"
+    asks = rule.split("/")[0] in gate_faults_private.RULES or (
+        rule in gate_faults_repeats.FAULTS and rule != "contradictory_rating"
+    )
     return name in CHATS or (name == "banking77" and asks)
 
 
@@ -95,6 +105,8 @@ def found(rows: Sequence[Row], rule: str, against: Iterable[leakage.Reference] =
     for module in (form, hidden):
         if rule in module.RULES:
             return {hit for row in rows for hit in module.look(row, POLICY) if hit.rule == rule}
+    if rule in private.RULES:
+        return {hit for row in rows for hit in _private(row) if hit.rule == rule}
     look = {
         **dict.fromkeys(duplicates.RULES, duplicates.look),
         **dict.fromkeys(leakage.RULES, partial(leakage.look, against=against)),
@@ -105,6 +117,17 @@ def found(rows: Sequence[Row], rule: str, against: Iterable[leakage.Reference] =
     names = WITH.get(rule, (rule,))
     with tempfile.TemporaryDirectory() as folder, write_store(rows, Path(folder) / "store", POLICY, workers=0) as store:
         return {hit for hit in look(store, POLICY) if hit.rule in names}
+
+
+def _private(row: Row) -> tuple[Hit, ...]:
+    key = row.id, row.fields
+    if key not in _SEEN:
+        _SEEN[key] = tuple(private.look(row, POLICY))
+    return _SEEN[key]
+
+
+_SEEN: dict[tuple[str, tuple[Field, ...]], tuple[Hit, ...]] = {}
+"""Private data by row, since most rows stay as they are from one fault and rate to the next."""
 
 
 WITH = {
@@ -120,6 +143,7 @@ class Score(NamedTuple):
     planted: int
     recall: float
     precision: float
+    """Not a number where nothing is found."""
     before: int
     """Findings before anything was planted."""
 
@@ -140,19 +164,23 @@ def score(fault: str, rows: Sequence[Row], rate: float, *, seed: int = 7) -> Sco
     return Score(
         len(planted.touched),
         len(named) / len(planted.touched),
-        len(right) / max(len(right) + len(wrong), 1),
+        len(right) / len(right | wrong) if right | wrong else math.nan,
         len(before),
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rules", nargs="+", default=sorted({fault.split("/")[0] for fault in FAULTS}))
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--sets", nargs="+", default=list(SETS))
-    chosen = parser.parse_args()
-    print("| fault | data | rate | planted | recall | precision | before |\n|---|---|---:|---:|---:|---:|---:|")
+    parser.add_argument("--out", type=Path, help="folder of the dated page")
+    chosen = parser.parse_args(arguments)
+    began, lines = time.monotonic(), []
+    target = chosen.out / f"{date.today().isoformat()}-gate-faults.md" if chosen.out else None
+    partial = target.with_name(f"{target.stem}.partial.md") if target else None
+    print(gate_faults_page.HEAD)
     for fault in FAULTS:
         for name in chosen.sets:
             if fault.split("/")[0] not in chosen.rules or not fits(fault, name):
@@ -162,10 +190,18 @@ def main() -> None:
                 s = score(fault, rows, rate)
                 if s is None:
                     continue
-                print(
-                    f"| {fault} | {name} | {rate:g} | {s.planted} | {s.recall:.3f} | {s.precision:.3f} | {s.before} |",
-                    flush=True,
-                )
+                lines.append(Line(fault, name, rate, *s))
+                print(lines[-1], flush=True)
+            if partial:
+                gate_faults_page.write(partial, _page(lines, None))
+    if target and partial:
+        gate_faults_page.write(target, _page(lines, (time.monotonic() - began) / 60))
+        partial.unlink(missing_ok=True)
+
+
+def _page(lines: Sequence[Line], minutes: float | None) -> str:
+    busy = minutes is not None and (machine.busy() or 0) > 0.5
+    return gate_faults_page.page(lines, aimed=AIMED, here=machine.describe(), busy=busy, minutes=minutes)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,8 @@ def _found(seen: View, least: Mapping[str, float], oldest: float, known: re.Patt
             if named is None:
                 named = evidence.mentioned(seen, _TABLE.names)
             yield from shapes.shaped(seen, _TABLE, run, least, named=named)
-        if size >= 6 and (dialled or len(run) > 1):
+        area = text.endswith((")", ") "), 0, run[0].start)  # (02472) 01986 is cut at its bracket
+        if (size >= 6 or area) and (dialled or len(run) > 1):
             yield from contact.phones(seen, run[0].start, run[-1].end)
     if longest >= 26:
         yield from money.wallets(seen)

@@ -16,11 +16,16 @@ _EMAIL = re.compile(
 )
 _URL = re.compile(r"(?:\b(?:https?|ftp)://|\bwww\.)[^\s<>\"'`{}|\\^\[\]]{3,2000}", re.I)
 _IPV4_HINT, _IPV6_HINT = re.compile(r"\d\.\d{1,3}\.\d"), re.compile(r":[\da-f]{0,4}:")
+_COUNTED = re.compile(
+    r"(?<![^\W_])(?:version|release|build|firmware|revision|section|sect?\.|chapter|clause|paragraph|article|appendix|§"
+    r"|abschnitt|kapitel|artikel|ziffer|sección|sezione|capitolo|chapitre)(?: (?:is|no\.?|number|nr\.?))?[ :=]{1,3}\Z"
+)
+"""What a version or a section of a document stands behind: version 4.18.2.1."""
 _MAC = re.compile(
     r"(?<![0-9A-Fa-f:-])[0-9A-Fa-f]{2}(?:(?P<s>[:-])[0-9A-Fa-f]{2})(?:(?P=s)[0-9A-Fa-f]{2}){4}(?![0-9A-Fa-f:-])"
 )
 _PHONE_WORDS = words(
-    "phones?[^a-z]", "telephone", r"fax\b", "telefax", "telefon", r"tel\b", "mobile", r"mob\b", r"cell(?:phone)?\b",
+    "phones?[^a-z]", "telephone", r"fax\b", "telefax", "telefoo?n", r"tel\b", "mobile", r"mob\b", r"cell(?:phone)?\b",
     r"call(?:s|ed|ing|back)?\b", "sms", "whatsapp", "text me", r"dial(?:led|ling)?\b",
     "reach(?:ed)? (?:me|us|him|her)",
     "contact", r"desk(?: phone)?:", r"office(?: phone)?:", r"home(?: phone)?:", r"work(?: phone)?:", "handy",
@@ -101,6 +106,8 @@ def ips(view: View) -> Iterator[Span]:
             except ValueError:
                 continue
             if address.is_loopback or address.is_unspecified or address.is_multicast or _documents(address):
+                continue
+            if _COUNTED.search(view.low, max(found.start() - 24, 0), found.start()):
                 continue
             # A version may look like 10.2.0.4, an hour like ::1.
             yield Span("ip_address", *found.span(), 0.6 if address.is_private or text[0] in "01" else 0.9)

@@ -17,10 +17,11 @@ _CARD = words(
 _ACCOUNT = words("account", "acct", r"ac no\b", "konto", "compte", "cuenta", "conto", "rekening", "sort code", "bank")
 
 SHAPES = (
-    # In fours, or Amex's 4-6-5, it is hardly anything else; 12 digits (Maestro) are most things else.
+    # In fours (2221 to 2720: Mastercard), or Amex's 4-6-5, it is hardly anything else; 12 digits (Maestro) are most
+    # things else.
     Shape(
         "card_number",
-        re.compile(r"[3-6]\d{3}([ -])\d{4}\1\d{4}\1\d{4}|3[47]\d\d([ -])\d{6}\2\d{5}"),
+        re.compile(r"(?:[3-6]\d|2[2-7])\d\d([ -])\d{4}\1\d{4}\1\d{4}|3[47]\d\d([ -])\d{6}\2\d{5}"),
         (15, 16),
         0.4,
         _CARD,

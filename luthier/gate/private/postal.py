@@ -24,16 +24,21 @@ _AFTER = (  # Main Street
 )
 _RUE = (  # Rue de la Paix
     r"(?:Rue|Avenue|Av\.?|Boulevard|Bd|Chemin|Impasse|Allée|Quai|Via|Viale|Piazza|Corso|Vicolo|Largo|Strada|Calle|C/|"
-    r"Avenida|Avda\.?|Plaza|Paseo|Camino|Carretera|Rua|Travessa|Praça|Estrada|ul\.|al\.|os\.|Ulica)"
+    r"Avenida|Avda\.?|Plaza|Paseo|Camino|Carretera|Glorieta|Cuesta|Pasaje|Pasadizo|Cañada|Alameda|Ronda|Rambla|Travesía|Callejón|"
+    r"Contrada|Borgo|Località|Frazione|Rua|Travessa|Praça|Estrada|ul\.|al\.|os\.|Ulica)"
 )
 _ENDING = (  # Hauptstraße, Kerkstraat, Storgatan
     r"(?:stra(?:ß|ss)e|str\.|weg|gasse|platz|allee|ufer|damm|straat|laan|gracht|plein|gatan|gata|vägen|vegen|veien|gade|"
-    r"vej|gården|torv|stien|katu|stræti|vegur)"
+    r"vej|gården|torv|stien|katu|stræti|vegur|steeg|dreef|singel|kade|plantsoen"
+    r"|-(?:Stra(?:ß|ss)e|Weg|Gasse|Platz|Allee|Ufer|Damm|Ring|Hof))"
 )
 _STREET_WORD = r"(?:[Ss]tra(?:ß|ss)e|[Ww]eg|[Aa]llee|[Pp]latz|u\.|utca|tér|[Pp]õik|[Vv]äg|[Gg]ata)"
 _PARTICLE = r"(?:(?:de|la|le|du|des|del|della|dei|di|da|do|dos|van|von|der|den|el|los|las|al|of|the|d'|l') ?){0,3}"
 _NAMED = rf"{_PARTICLE}{_WORD}(?: {_PARTICLE}{_WORD}){{0,4}}"
-_UNIT = r"(?i:apt|apartment|suite|ste|unit|flat|floor|room|rm|etage|appt|wohnung|piso)\.? ?#?\d{1,5}[A-Za-z]?\b"
+_UNIT = (
+    r"(?i:apt|apartment|suite|ste|unit|flat|floor|room|rm|etage|appt|wohnung|piso|puerta|"
+    r"appartamento|piano|interno)\.? ?#?\d{1,5}[A-Za-z]?\b"
+)
 _BOX = (
     r"(?i:p\.? ?o\.? ?box|post ?box|postfach|boîte postale|apartado|casella postale|postboks|postbus) ?\d{1,6}"
     r"|(?i:psc|unit) \d{1,5},? (?i:box) \d{1,5}"
@@ -45,10 +50,13 @@ _STREET = (
     rf"|(?<!\w)(?:{_WORD}[ -]){{0,3}}[{_UPPER}][\w-]{{1,30}}{_ENDING},? {_NUMBER}"
     rf"|(?<!\w)(?:{_WORD} ){{1,3}}{_STREET_WORD} {_NUMBER}"
 )
-_WEAK = rf"\d{{1,5}},? (?:[a-z]{{3,15}} ){{1,3}}?(?:{_PLAIN})\b|(?<!\w)(?:{_WORD} ){{1,4}}{_NUMBER}"
+_WEAK = (
+    rf"\d{{1,5}},? (?:[a-z]{{3,15}} ){{1,3}}?(?:{_PLAIN})\b"
+    rf"|(?<!\w)(?:(?!{_RUE} ){_WORD} ){{1,4}}{_NUMBER}(?!\d|,? (?i:{_RUE}) )"
+)
 _STATE = (
     "(?:AL|AK|AZ|AR|CA|CO|CT|DE|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|"
-    "PA|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY|DC|PR|AA|AE|AP)"
+    "PA|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY|DC|PR|GU|VI|AS|MP|FM|MH|PW|AA|AE|AP)"
 )
 _PLACE = (
     rf"(?:{_WORD} ){{0,3}}{_WORD},? {_STATE},? \d{{5}}(?:-\d{{4}})?\b"
@@ -64,7 +72,8 @@ _TOGETHER = 40.0
 """A part of another kind beside one makes the odds so many times higher, and so does a post code behind them."""
 _ANNOUNCED = words(
     "address", "lives? at", "living at", "located (?:at|in)", r"moved? to", r"resid\w+ (?:at|in)", "ship(?:ped)? to",
-    "deliver(?:ed)? to", "sent? to", "anschrift", "adresse", r"wohn\w+ in", "dirección", "indirizzo",
+    "deliver(?:ed)? to", r"sen[dt](?: (?:it|this|that|them))? to", "anschrift", "adresse", r"wohn\w+ in",
+    "dirección", "indirizzo",
     "office is (?:at|in)",
     "returns? to", "meet (?:me )?at", "based (?:at|in)",
 )  # fmt: skip
@@ -74,6 +83,7 @@ _LEAD = re.compile(r"(?<![\w.,-])\d{1,6},? \Z")
 _BREAK = r"[ ,]{0,3}(?:\n[> ]{0,6}){0,2}[ ,]{0,3}"
 _GLUE = re.compile(rf"{_BREAK}(?:and )?(?:\d{{1,6}} )?")
 _TAIL = re.compile(
+    rf"{_BREAK}(?P<mixed>[1-9]\d{{3}} ?[A-Z]{{2}})\b(?:{_BREAK}{_WORD}(?: {_WORD}){{0,2}}(?<![.,]))?|"  # 1017 AB
     rf"{_BREAK}\d{{4,5}} {_WORD}(?: {_WORD}){{0,2}}(?<![.,])|"  # 10115 Berlin
     rf"(?:{_BREAK}{_WORD}(?: {_WORD}){{0,3}}(?: \({_WORD}\))?){{0,4}}"
     rf"{_BREAK}\d{{3,6}}(?:[ -]\d{{2,4}})?(?![\w./-]| \d)"
@@ -129,6 +139,8 @@ def _whole(view: View, parts: Parts) -> Span:
         tail = _TAIL.match(view.text, parts.end, min(parts.end + _AROUND, len(view.text)))
     announced = said(view, parts.start - _CLOSE, parts.start, _ANNOUNCED)
     evidence = [_TOGETHER] * (len(parts.kinds) - 1 + bool(tail) + bool(announced))
+    if tail and tail["mixed"]:
+        evidence.append(2)  # digits and letters are less often something else: Winckelpad 5, 9461 XC Wierum
     sure = confidence(max(_PRIORS[kind] for kind in parts.kinds), *evidence)
     return Span("postal_address", parts.start, tail.end() if tail else parts.end, sure)
 

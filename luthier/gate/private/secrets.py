@@ -47,6 +47,11 @@ _PREFIXES = (
     "sg.",
     "eyj",
     "bearer ",
+    "gocspx-",
+    "dapi",
+    "pmak-",
+    "hooks.slack",
+    "api/webhooks/",
 )
 _ASSIGNED = re.compile(
     r"(?:password|passwd|passphrase|pwd|passwort|kennwort|contraseña|mot de passe|secret|token|"
@@ -55,10 +60,12 @@ _ASSIGNED = re.compile(
     r"\\?[\"'`]?[ \t]{0,3}(?P<sign>:=|=>|={1,2}|:|(?:is|ist|lautet|es|est)(?=[ :\"'`]))[ \t]{0,3}"
     r"(?P<open>\\?[\"'`]?)(?P<value>[^\s\"'`<>\\]{6,200})"
 )
+_VERBS = (" is", " lautet", " es")
+"""As in `_ASSIGNED`, each for those that begin with it."""
 _STEMS = ("pass", "pwd", "kennwort", "contraseña", "secret", "token", "key", "credential", "auth")
 _NO_SECRET = re.compile(
-    r"(?i:[*x•.]{4,}.*|\$[{(].*|[{%\[(].*|your[_-]?\w*|example\w*|changeme|redacted|removed|none|null|true|false|undefined|string|"
-    r"required|optional|password\w*|os\.\w.*|process\.\w.*|\w+\(.*|self\.\w+|env\.\w.*|https?:.*|\d{1,2}[/.-].*|⟨.*)"
+    r"(?i:[*x•.]{4,}.*|\$[{(].*|[{\[(%]+[a-z_.:|!-]*[}\])(]*|[{\[(%]+\w[\w.:|!-]*[}\])(]+s?|your[_-]?\w*|example\w*|changeme|redacted|removed|none|null|true|false|undefined|string|"
+    r"required|optional|password\w*|os\.\w.*|process\.\w.*|[\w.]+\((?:[\w.,]*\))?|self\.\w+|env\.\w.*|https?:.*|\d{1,2}[/.-].*|⟨.*)"
 )
 _RANDOM = re.compile(r"[A-Za-z0-9+/_=-]{20,400}(?<![A-Za-z0-9+/_=-][=-])")
 _SECRET_WORDS = words(
@@ -82,7 +89,7 @@ def secrets(view: View) -> Iterator[Span]:
         for found in SECRET.finditer(text):
             if _drawn(found.group()):
                 yield Span("secret", *found.span(), 0.97)
-    if ("=" in low or ":" in low or " is" in low or " ist" in low) and any(stem in low for stem in _STEMS):
+    if ("=" in low or ":" in low or any(verb in low for verb in _VERBS)) and any(stem in low for stem in _STEMS):
         yield from _assigned(view)
     if max(map(len, text.split()), default=0) < 20:
         return
@@ -110,7 +117,14 @@ def _assigned(view: View) -> Iterator[Span]:
         value = view.text[found.start("value") : found.end("value")]
         value = value.rstrip(".,;:!?)]}" if not found["open"] else "")
         start = found.start()
-        if len(value) < 6 or _NO_SECRET.fullmatch(value) or (value.isupper() and value.replace("_", "").isalpha()):
+        # With its brackets: they tell {password} from a password.
+        whole = view.text[found.start("value") : found.end("value")].rstrip(".,;:!?")
+        if (
+            len(value) < 6
+            or _NO_SECRET.fullmatch(value)
+            or _NO_SECRET.fullmatch(whole)
+            or (value.isupper() and value.replace("_", "").isalpha())
+        ):
             continue
         if start and view.low[start - 1].isalpha():
             continue  # keypad: 123456 is no key, and neither is monkey

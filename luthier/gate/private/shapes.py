@@ -141,8 +141,11 @@ def _judged(view: View, span: Span, text: str, shape: Shape, least: Mapping[str,
 
 
 def _crowded(run: list[Group], first: int, last: int) -> bool:
-    """Whether a group of the same length follows on either side: then this is likely a piece of a longer number."""
-    before = first > 0 and len(run[first - 1].text) == len(run[first].text)
+    """Whether a group of the same length follows on either side: then this is likely a piece of a longer number.
+
+    Letters in front of a run are a word before the number: NHS 943 476 5919.
+    """
+    before = first > (1 if run[0].text.isalpha() else 0) and len(run[first - 1].text) == len(run[first].text)
     return before or (last + 1 < len(run) and len(run[last + 1].text) == len(run[last].text))
 
 

@@ -76,6 +76,8 @@ ORDINARY = [
     "See https://example.com/a?page=2 or http://localhost:8000.",
     "Born to run, the album, came out in 1975.",
     "The address changed. Order 1234 of Monday 12 is late.",
+    "Update to version 4.18.22.1, firmware: 9.30.2.11; section 3.2.14.4 and Kapitel 3.2.14.5 say why.",
+    "Windows 11, Main 12 and iPhone 14 Pro; the 2019 US Open, Spring 22.",
 ]
 
 
@@ -94,6 +96,11 @@ PRIVATE = [
     ("phone", "Ring me on {}.", "06 12 34 56 78"),
     ("phone", "Fax {}, please", "345-899-3560x4587"),
     ("phone", "{} office", "416 60 039"),
+    ("phone", "Mijn telefoonnummer is {}.", "0592064277"),
+    ("phone", "Meine Telefonnummer ist {}.", "(02472) 01986"),
+    ("uk_nhs", "The patient, NHS {}, was seen.", "943 476 5919"),
+    ("nl_bsn", "BSN {}.", "111 222 333"),
+    ("card_number", "Use {} for it.", "2223-0000-4841-0010"),
     ("url", "It is at {}.", "https://jo-bloggs.org/cv?x=1"),
     ("ip_address", "It came from {}.", "93.184.216.34"),
     ("ip_address", "It came from {}.", "2a00:1450:4001:81b::200e"),
@@ -102,6 +109,11 @@ PRIVATE = [
     ("postal_address", "Meine Anschrift: {}", "Hauptstraße 12, 10115 Berlin"),
     ("postal_address", "Adresse: {}.", "14 rue de la Paix, 75002 Paris"),
     ("postal_address", "Send it to {}.", "P.O. Box 255"),
+    ("postal_address", "Use {} from now on.", "14, rue Marc Leblanc\n65725 Caron"),
+    ("postal_address", "Use {} from now on.", "Plaza Salomé Adadia 33\nGirona, 21555"),
+    ("postal_address", "It is {}.", "Olivia-Stroh-Straße 35/98, 35741 Eilenburg"),
+    ("postal_address", "It is {}.", "Winckelpad 904\n5847 XS Loosdrecht"),
+    ("postal_address", "It is {}.", "South Michelleberg, MP 16887"),
     ("postal_address", "It is {}.", "SW1A 1AA"),
     ("bic", "The BIC is {}.", "DEUTDEFF500"),
     ("bank_account", "Account number {}, please.", "12345678"),

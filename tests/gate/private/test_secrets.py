@@ -19,6 +19,9 @@ ALPHABETS = {
     "hf_{}": (string.ascii_letters + string.digits, 34),
     "xoxb-{}": (string.digits, 24),
     "AIza{}": (string.ascii_letters + string.digits + "-_", 35),
+    "GOCSPX-{}": (string.ascii_letters + string.digits, 28),
+    "dapi{}": ("0123456789abcdef", 32),
+    "https://hooks.slack.com/services/T0ABCDEFG/B0ABCDEFG/{}": (string.ascii_letters + string.digits, 24),
     "npm_{}": (string.ascii_letters + string.digits, 36),
     "Authorization: Bearer {}": (string.ascii_letters + string.digits, 40),
     "secret key {}": (string.ascii_letters + string.digits, 44),
@@ -28,6 +31,10 @@ ALPHABETS = {
     "postgres://app:{}@db.acme.org/orders": (string.ascii_letters + string.digits, 12),
     "Server=db;User Id=app;Password={};": (string.ascii_letters + string.digits, 14),
     "Your password is {} from now on.": (string.ascii_letters + string.digits, 10),
+    "Mein Passwort lautet {}": (string.ascii_letters + string.digits, 10),
+    "Mi contraseña es {}": (string.ascii_letters + string.digits, 10),
+    'PASSWORD="J7(n9{}"': (string.ascii_letters + string.digits, 6),
+    "The pwd is (2g7&%{}": (string.ascii_letters + string.digits, 6),
 }
 
 
@@ -65,6 +72,8 @@ def test_an_address_with_a_password_is_a_secret_and_no_mere_address() -> None:
         "The password is required, the token is passed on, the secret: patience.",
         "Forgot your password? Password: please choose one.",
         "sk-learn-compatible-estimator-api and this-is-a-long-url-path-with-words-2024",
+        "password: {db_password1}, token = {{secrets.TOKEN_1}}, pwd = %(pw1)s, secret = [token-1] (key: (see below)",
+        "password = get_password(name1), token = make_token2() and api_key = vault.read('k1')",
         "monkey: 123456, keyboard: 8Xk2m1",
         "0123456789012345678901234567890123456789",
     ],
