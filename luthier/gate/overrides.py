@@ -20,7 +20,7 @@ def find_override(text: str) -> Override | None:
     lowered = text.lower()
     mentioned: Override | None = None
     for language, stems, pattern in _LANGUAGES:
-        if not any(stem in lowered for stem in stems):
+        if not any(map(lowered.__contains__, stems)):
             continue
         for match in pattern.finditer(text):
             found = Override(language, match.group(), *match.span(), mentioned=_is_mentioned(text, match))

@@ -73,7 +73,7 @@ _BOILERPLATE = re.compile("|".join(_SELF), re.IGNORECASE)
 
 def find_boilerplate(text: str) -> re.Match[str] | None:
     lowered = text.lower()
-    return _BOILERPLATE.search(text) if any(stem in lowered for stem in _SELF_STEMS) else None
+    return _BOILERPLATE.search(text) if any(map(lowered.__contains__, _SELF_STEMS)) else None
 
 
 _OPENING = 200
@@ -126,4 +126,4 @@ _DECLINE_STEMS = (
 def is_refusal(text: str) -> bool:
     opening = text[:_OPENING]
     lowered = opening.lower()
-    return any(stem in lowered for stem in _DECLINE_STEMS) and _DECLINES.search(opening) is not None
+    return any(map(lowered.__contains__, _DECLINE_STEMS)) and _DECLINES.search(opening) is not None

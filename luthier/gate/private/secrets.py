@@ -85,11 +85,11 @@ def secrets(view: View) -> Iterator[Span]:
     if "://" in low:
         for found in URL_WITH_PASSWORD.finditer(text):
             yield Span("secret", *found.span(), 0.95)
-    if any(prefix in low for prefix in _PREFIXES):
+    if any(map(low.__contains__, _PREFIXES)):
         for found in SECRET.finditer(text):
             if _drawn(found.group()):
                 yield Span("secret", *found.span(), 0.97)
-    if ("=" in low or ":" in low or any(verb in low for verb in _VERBS)) and any(stem in low for stem in _STEMS):
+    if ("=" in low or ":" in low or any(map(low.__contains__, _VERBS))) and any(map(low.__contains__, _STEMS)):
         yield from _assigned(view)
     if max(map(len, text.split()), default=0) < 20:
         return
