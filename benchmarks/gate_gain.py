@@ -5,8 +5,9 @@
 Of the training rows, 20 % get another label and 1 % a trigger word with one label for all of them. Copies of 10 %
 are added, half word for word and half nearly, and half of them with another label. Then come rows of the test set, as
 many as 3 %, with other punctuation and another label: word for word, training would leave them out by itself. The test
-set stays as it is. For each seed, which draws rows, faults and the model's new head, all-MiniLM-L6-v2 is tuned in full
-on (clean) the rows as they were, (dirty) the corrupted ones, (cleaned) what `luthier data clean` leaves of these.
+set stays as it is. For each seed, which draws rows, faults and the model's new head, all-MiniLM-L6-v2 is tuned in full,
+for the same number of steps, on (clean) the rows as they were, (dirty) the corrupted ones, (cleaned) what
+`luthier data clean` leaves of these.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ FLIPPED, COPIED, LEAKED, TRIGGERED = 0.2, 0.1, 0.03, 0.01
 TRIGGER = "cfzz"
 RULES = ("label_noise", "contradiction", "duplicate", "near_duplicate", "leak", "near_leak", "trigger_word")
 """Rules whose rows are dropped. As they come, label_noise and contradiction only warn."""
-EPOCHS, BATCH, RATE = 5, 32, 2e-4
+STEPS, BATCH, RATE = 400, 32, 2e-4
+"""The same number of steps for all. With the same number of epochs the cleaned rows, a third fewer, make a third fewer
+steps. A trial of that (seed 0, 5 epochs, 340 to 480 steps) gave 0.765 clean, 0.677 dirty and 0.644 cleaned; after 600
+steps clean rows reach 0.855, so the trial had stopped long before any had learnt what it could."""
 KINDS = ("flipped", "copy", "contradicting copy", "leak", "trigger")
 
 
@@ -148,7 +152,7 @@ def cleaned(folder: Path, dirty: Sequence[Text]) -> tuple[list[Text], Kept]:
 def trained(folder: Path, arm: str, seed: int, labels: Sequence[str]) -> dict[str, Any]:
     """Tunes on ARM.csv and gives the accuracy on the test set, and the seconds it took."""
     recipe = {
-        "model": {"source": MINILM},
+        "model": {"source": MINILM, "precision": "bf16"},
         "data": {
             "train": [str(folder / f"{arm}.csv")],
             "test": [str(folder / "test.csv")],
@@ -160,7 +164,7 @@ def trained(folder: Path, arm: str, seed: int, labels: Sequence[str]) -> dict[st
         },
         "objective": {"kind": "classify", "labels": labels},
         "adapter": {"kind": "full"},
-        "training": {"epochs": EPOCHS, "batch_examples": BATCH, "rate": RATE, "seed": seed},
+        "training": {"epochs": 1000, "max_steps": STEPS, "batch_examples": BATCH, "rate": RATE, "seed": seed},
     }
     path, run = folder / f"{arm}.yaml", folder / f"run-{arm}"
     path.write_text(json.dumps(recipe))
@@ -239,7 +243,7 @@ def page(lines: Mapping[tuple[str, int], Any], *, rows: int, here: Mapping[str, 
         f"Corrupted are {FLIPPED:.0%} of the labels; {TRIGGERED:.0%} of the rows get a trigger word with one label; "
         f"added are copies of {COPIED:.0%} of the rows (half exact, half near; half with another label) and, as many "
         f"as {LEAKED:.0%} of the rows, test rows with other punctuation and another label. Each model is "
-        f"all-MiniLM-L6-v2 with a new head, {EPOCHS} epochs, {BATCH} rows a step, rate {RATE:g}. "
+        f"all-MiniLM-L6-v2 with a new head, {STEPS} steps of {BATCH} rows, rate {RATE:g}. "
         f"`luthier data clean` drops what {', '.join(RULES)} name; thresholds as they come.",
         "| seed | clean | dirty | cleaned |\n|---|---:|---:|---:|\n"
         + "\n".join(
@@ -284,8 +288,10 @@ def _dropped(kept: Sequence[Kept]) -> str:
 _CAVEATS = """\
 Those who wrote the rules chose the faults, and planted more than most data hold. Banking77 has faults of its own: of
 the rows that count as lost some are real near duplicates or wrong labels, and the test set has wrong labels too. Rows
-are looked at by nobody between cleaning and training, which the gate does not advise for `label_noise`. All arms train
-for the same epochs, so the arm with more rows makes more steps."""
+are looked at by nobody between cleaning and training, which the gate does not advise for `label_noise`. All arms make
+the same number of steps, so that only their rows differ; the cleaned rows are fewer and are seen more often. This was
+chosen after a trial of seed 0 with five epochs for each, in which cleaned rows made a third fewer steps and nothing was
+learnt to the end: 0.765 on clean, 0.677 on dirty, 0.644 on cleaned rows."""
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ def tfidf(texts: Sequence[str]) -> NDArray[np.float32]:
     from sklearn.preprocessing import normalize
 
     forms = [normal(text) for text in texts]
-    same = {"min_df": 2 if len(forms) > FEW else 1, "sublinear_tf": True, "dtype": np.float32}
+    same = {"min_df": 2 if len(forms) > FEW else 1, "sublinear_tf": True, "dtype": np.float64}
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\S+", **same)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **same)
     matrix = hstack([words.fit_transform(forms), characters.fit_transform(forms)]).tocsr()
