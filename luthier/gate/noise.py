@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from luthier.gate.confident import TooFew, out_of_fold, suspects, tfidf, unlikely
 from luthier.gate.pairs import components, find_near
@@ -216,7 +217,9 @@ def _labels(store: Store, policy: Policy, features: Features) -> Iterator[Hit]:
     labels_N = np.array([classes.index(names[i]) for i in kept], dtype=np.int64)
     folds = _apart(store, place, [group_of[i] for i in kept], [rows[i][2] for i in kept])
     try:
-        probabilities_NC = out_of_fold(features([texts[i] for i in kept]), labels_N, folds)
+        # The order of sums, and with it what lies just above the bound, would depend on the number of threads.
+        with threadpool_limits(1):
+            probabilities_NC = out_of_fold(features([texts[i] for i in kept]), labels_N, folds)
     except TooFew:
         return
     wrong = unlikely(probabilities_NC, labels_N, odds=max(2.0, policy.number("label_noise", "odds") * len(classes)))

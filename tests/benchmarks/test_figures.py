@@ -124,7 +124,14 @@ def results() -> dict[str, Any]:
     }  # fmt: skip
     flop = {"body": 1e6, "adapter": 1e6, "head": 1e6, "attention": 1e6, "floor": 3e6}
     job = {"title": "Arithmetic", "kind": "lora", "facts": facts, "flop": flop, "runs": runs}
-    host = {"processor": "P", "cores": 2, "flags": ["avx512f", "avx512_bf16"], "memory_bytes": None, "system": "S", "python": "3"}
+    host = {
+        "processor": "P",
+        "cores": 2,
+        "flags": ["avx512f", "avx512_bf16"],
+        "memory_bytes": None,
+        "system": "S",
+        "python": "3",
+    }
     point = {"seconds": 1.0, "peak_bytes": 1e9, "loaded_bytes": 1e9, "error": None, "others": None}
     points = [{"model": "small", "tokens": n, "length": n, **point, "seconds": n / 100} for n in (256, 512, 1024)]
     return {
