@@ -45,6 +45,8 @@ ROWS = arrow.schema(
         ("row_key", arrow.uint64()),
         ("bare_key", arrow.uint64()),
         ("template_key", arrow.uint64()),
+        ("asked_form", arrow.string()),
+        ("whole_form", arrow.string()),
     ]
 )
 BANDS = arrow.schema(
@@ -85,6 +87,7 @@ def look_at(rows: Sequence[Row], policy: Policy, *, first: int) -> Tables:
             *(row.labels or None, row.value, group_of(row, policy.groups), _columns(row)),
             *(tell(row.answer or row.prompt), tell(row.prompt[form.lead :]), form.lead),
             *(form.prompt_key, form.answer_key, form.row_key, form.bare_key, form.template_key),
+            *(form.asked, form.whole or form.asked),
         )
         for column, value in zip(table.values(), values, strict=True):
             column.append(value)

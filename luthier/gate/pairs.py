@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as arrow
 from numpy.typing import NDArray
 
-from luthier.gate.text import bare, normal, similarities
+from luthier.gate.text import similarities
 
 if TYPE_CHECKING:
     from luthier.gate.store import Store
@@ -124,7 +124,8 @@ class _Side(NamedTuple):
 
     row: int
     asked: str
-    answer: str
+    whole: str
+    """Bare forms of what it asks, and of that with the answer."""
 
 
 class _Pair(NamedTuple):
@@ -136,17 +137,13 @@ class _Pair(NamedTuple):
 
 
 def _verify(store: Store) -> None:
-    parts = ", ".join(
-        f"{x}.row, CASE WHEN {x}.prompt = '' THEN {x}.answer ELSE {x}.prompt[{x}.lead + 1:] END, "
-        f"CASE WHEN {x}.prompt = '' THEN '' ELSE {x}.answer END"
-        for x in "xy"
-    )
     equal = (
         "x.answer_key = y.answer_key AND x.answer <> '' AND x.prompt <> '', "
         "x.side = y.side AND x.labels IS NOT DISTINCT FROM y.labels AND x.value IS NOT DISTINCT FROM y.value, "
         "x.prompt[:x.lead] = y.prompt[:y.lead]"
     )
-    sql = f"SELECT {parts}, {equal} FROM candidate JOIN rows x ON x.row = a JOIN rows y ON y.row = b"
+    sides = ", ".join(f"{x}.row, {x}.asked_form, {x}.whole_form" for x in "xy")
+    sql = f"SELECT {sides}, {equal} FROM candidate JOIN rows x ON x.row = a JOIN rows y ON y.row = b"
     found = [
         _verified([_Pair(_Side(*pair[:3]), _Side(*pair[3:6]), *pair[6:]) for pair in batch])
         for batch in store.batches(sql, _BATCH)
@@ -161,9 +158,7 @@ def _verified(batch: Sequence[_Pair]) -> arrow.Table:
     whole: dict[int, str] = {}
     for pair in batch:
         for side in (pair.a, pair.b):
-            if side.row not in asked:
-                asked[side.row] = bare(normal(side.asked))
-                whole[side.row] = f"{asked[side.row]} {bare(normal(side.answer))}" if side.answer else asked[side.row]
+            asked[side.row], whole[side.row] = side.asked, side.whole
     place = {row: index for index, row in enumerate(asked)}
     pair_P2 = np.array([(place[pair.a.row], place[pair.b.row]) for pair in batch], dtype=np.int64)
     sets = [frozenset(form.split(" ")) for form in asked.values()]
