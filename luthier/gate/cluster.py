@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,8 @@ from luthier.gate.workers import where
 
 _A_CORE = 4
 """Chunks of a window for each core of the cluster: the next window is read while one is looked at."""
+_ANSWERS = 10.0
+"""Seconds in which a cluster takes a connection."""
 
 
 class Cluster:
@@ -46,8 +49,9 @@ class Cluster:
         self._joined = not ray.is_initialized()
         if self._joined:
             try:
+                _reach(address)
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise InputError(
                     "no Ray cluster answers",
                     where=f"--ray {address}",
@@ -104,6 +108,17 @@ class Cluster:
                 raise LuthierError("a rule of the data gate failed: this is a fault of Luthier", got=found["failed"])
             tables = Tables(*(arrow.ipc.open_stream(found[name]).read_all() for name in Tables._fields))
             write_tables(tables, self._folder, number=int(found["number"]))
+
+
+def _reach(address: str) -> None:
+    """Ray asks for minutes where nobody listens.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS).close()
 
 
 def looked_at(item: dict[str, Any], *, tree: dict[str, Any]) -> dict[str, Any]:
