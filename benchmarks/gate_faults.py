@@ -32,6 +32,7 @@ from luthier.gate.reading import rows as read_rows
 from luthier.gate.reading import sources
 from luthier.gate.rows import Field, Hit, Row
 from luthier.gate.store import write_store
+from luthier.runs.folder import write_text
 
 FAULTS: Mapping[str, Planter] = {**gate_faults_form.FAULTS, **gate_faults_repeats.FAULTS, **gate_faults_private.FAULTS}
 """`rule`, or `rule/kind of fault`."""
@@ -193,9 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 lines.append(Line(fault, name, rate, *s))
                 print(lines[-1], flush=True)
             if partial:
-                gate_faults_page.write(partial, _page(lines, None))
+                write_text(partial, _page(lines, None))
     if target and partial:
-        gate_faults_page.write(target, _page(lines, (time.monotonic() - began) / 60))
+        write_text(target, _page(lines, (time.monotonic() - began) / 60))
         partial.unlink(missing_ok=True)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, NamedTuple
 
 RECALL, PRECISION = 0.95, 0.9
@@ -33,14 +31,6 @@ class Line(NamedTuple):
 
 
 HEAD = "| fault | data | rate | planted | recall | precision | before |\n|---|---|---:|---:|---:|---:|---:|"
-
-
-def write(path: Path, text: str) -> None:
-    """The whole page or what stood there before, whenever the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 def page(

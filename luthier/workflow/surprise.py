@@ -12,6 +12,7 @@ from luthier import machine
 from luthier.data import tokens
 from luthier.data.source import stream
 from luthier.errors import RecipeError
+from luthier.evaluation.run import document_losses
 from luthier.models.sources import Origin
 from luthier.objectives import OBJECTIVES
 from luthier.recipe import Recipe
@@ -46,10 +47,8 @@ def base_losses(recipe: Recipe, origin: Origin, data: Path, *, tell: Tell) -> di
             for batch in stream(store, np.arange(len(store)), recipe.training.budget):
                 signals = policy.listen(batch)
                 assert signals.logprobs_S is not None
-                weight_S = batch.weight_S.to(signals.logprobs_S.dtype)
                 rows = store.rows[batch.columns["index_N"].numpy()]
-                sums = batch.sum_by_document(-signals.logprobs_S * weight_S).tolist()
-                for row, lost, counted in zip(rows, sums, batch.sum_by_document(weight_S).tolist(), strict=True):
+                for row, (lost, counted) in zip(rows, document_losses(batch, signals.logprobs_S), strict=True):
                     loss[int(row)] += lost
                     units[int(row)] += counted
                 done += len(rows)

@@ -265,11 +265,8 @@ template <class Run> void fastest(const Run& run) {
 
 using luthier::bf16;
 
-// How products are computed: 2 in tiles, 1 by dot products of pairs, 0 not at all.
+// Whether there are products at all.
 extern "C" int products_given() {
-#if defined(LUTHIER_TILES)
-    if (luthier::tiles()) return 2;
-#endif
 #if defined(__AVX512BF16__)
     return 1;
 #else
